@@ -1,0 +1,1 @@
+"""Benchmark suites, the small data shipped with them, and committed result tables."""

@@ -1,0 +1,1 @@
+"""Routers: gate x selection x balance x combine."""

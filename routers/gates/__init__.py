@@ -1,0 +1,1 @@
+"""Gates: what scores the teachers for an instance."""

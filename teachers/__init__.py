@@ -1,0 +1,1 @@
+"""Teachers, their masked variants and the pool that runs them."""

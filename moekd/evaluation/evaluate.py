@@ -1,0 +1,82 @@
+"""Measure one model on one split.
+
+Shapes: B batch, C classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import DataError
+from ..model import Batch
+from .calibration import CalibrationError
+from .confusion import ConfusionMatrix
+from .sums import reduce_over_ranks, sum_dtype
+
+
+def evaluate_model(
+    forward: Callable[[Batch], Tensor],
+    loader: Iterable[Batch],
+    num_classes: int,
+    device: torch.device | str,
+    ignore_index: int | None = None,
+    *,
+    parity: bool = False,
+) -> dict[str, Any]:
+    """Return the metrics of `ConfusionMatrix.compute`, the mean cross-entropy and the calibration error.
+
+    All sums stay on the device and are read once at the end. In a distributed run each process passes its own share
+    of the data and gets the metrics of the whole; every process has to call this.
+
+    Args:
+        forward: maps a batch (already on `device`) to logits `[B, C]` or `[B, C, H, W]`. It has to be in eval mode.
+        loader: batches with "label" `[B]` or `[B, H, W]`.
+        num_classes: C.
+        device: where batches are moved.
+        ignore_index: label that does not count.
+        parity: the published treatment of samples predicted as void, see `ConfusionMatrix`.
+
+    Returns:
+        Metrics with `loss` (nats, mean over counted samples, float64) and `calibration_error` (15 bins) added.
+
+    Raises:
+        DataError: no data, a batch without labels, or labels outside of the classes.
+        NonFiniteError: the model gave NaN.
+    """
+    device = torch.device(device)
+    confusion = ConfusionMatrix(num_classes, ignore_index, parity=parity, device=device)
+    calibration = CalibrationError(device=device)
+    loss = torch.zeros(2, dtype=sum_dtype(device), device=device)
+    with torch.inference_mode():
+        for batch in loader:
+            if "label" not in batch:
+                raise DataError(f"can't evaluate without the field 'label'; fields: {', '.join(batch)}")
+            moved = to_device(batch, device)
+            logits, labels = forward(moved), moved["label"].long()
+            confusion.update(logits, labels)
+            counted = (labels >= 0) & (labels < num_classes)
+            if ignore_index is not None:
+                counted &= labels != ignore_index
+            calibration.update(logits, labels, counted)
+            loss += _loss_sum_and_count(logits, labels, counted, loss.dtype)
+        reduce_over_ranks([loss])
+        metrics = confusion.reduce().compute()
+        total, count = loss.tolist()
+        return {**metrics, "loss": total / count, "calibration_error": calibration.reduce().compute()}
+
+
+def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """Move the tensors of a batch; other values stay as they are."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
+    }
+
+
+def _loss_sum_and_count(logits: Tensor, labels: Tensor, counted: Tensor, dtype: torch.dtype) -> Tensor:
+    losses = F.cross_entropy(logits.float(), torch.where(counted, labels, 0), reduction="none").to(dtype)
+    return torch.stack([torch.where(counted, losses, 0.0).sum(), counted.sum().to(dtype)])

@@ -1,4 +1,4 @@
-"""Every error that moekd raises on purpose derives from `MoekdError`; the command line prints it without a traceback."""
+"""Every error that moekd raises on purpose is a `MoekdError`; the command line prints it without a traceback."""
 
 from __future__ import annotations
 

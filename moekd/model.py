@@ -46,14 +46,14 @@ class Model(nn.Module):
         for tap in self.taps:
             find_module(network, tap)
 
-    def forward(self, batch: Batch) -> Signals:
-        """Run the network on the fields of `batch` that it reads."""
+    def forward(self, batch: Batch, taps: Sequence[str] | None = None) -> Signals:
+        """Run the network on the fields of `batch` that it reads; `taps` replaces the taps to record for this call."""
         features: dict[str, Tensor] = {}
 
         def keep(tap: str, output: Tensor) -> None:
             features[tap] = output
 
-        with tapped(self.network, self.taps, keep):
+        with tapped(self.network, self.taps if taps is None else taps, keep):
             output = self.network(*self.arguments(batch))
         signals = self.interpret(output)
         signals.features.update(features)
@@ -94,7 +94,8 @@ class Model(nn.Module):
 
 @contextmanager
 def tapped(network: nn.Module, taps: Sequence[str], on_tap: OnTap) -> Iterator[None]:
-    """Call `on_tap(path, output)` for each tapped module while the context is open; a returned tensor replaces the output.
+    """Call `on_tap(path, output)` for each tapped module while the context is open; a returned tensor replaces the
+    output.
 
     Hooks exist only inside the context, so a network has the same hooks before and after a forward, also when it fails.
     """
@@ -112,7 +113,7 @@ def _hook(tap: str, on_tap: OnTap) -> Callable[..., Tensor | None]:
     def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
         if not isinstance(output, Tensor):
             raise ModelError(
-                f"tap '{tap}' ({type(module).__name__}) gives {type(output).__name__}, not a tensor; tap a submodule"
+                f"tap '{tap}' ({type(module).__name__}) gives {type(output).__name__}, no tensor; tap a submodule"
             )
         return on_tap(tap, output)
 

@@ -63,9 +63,8 @@ class Registry(Generic[T]):
         """
         members = self._loaded()
         if name not in members:
-            raise UnknownNameError(
-                f"unknown {self.noun} {name!r}{did_you_mean(str(name), members) or '; known: ' + ', '.join(sorted(members))}"
-            )
+            hint = did_you_mean(str(name), members) or "; known: " + ", ".join(sorted(members))
+            raise UnknownNameError(f"unknown {self.noun} {name!r}{hint}")
         return members[name]
 
     def names(self) -> list[str]:
@@ -73,7 +72,7 @@ class Registry(Generic[T]):
         return sorted(self._loaded())
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        """Return the config options of a member: its `__init__` parameters with resolved annotations, without injected ones."""
+        """Return the config options of a member: its `__init__` parameters (annotations resolved) that are not injected."""
         return {
             key: value
             for key, value in resolved_parameters(self.get(name)).items()

@@ -115,9 +115,9 @@ class PoolSignals(Mapping[str, Signals]):
 
     def detach(self) -> PoolSignals:
         """Return the same signals cut from the autograd graph."""
-        if self._stacked is not None and all(set(vars(s)) and not s.features for s in self._signals.values()):
-            return PoolSignals.from_logits(self.names, self._stacked.detach())
-        return PoolSignals({name: signals.detach() for name, signals in self._signals.items()})
+        detached = PoolSignals({name: signals.detach() for name, signals in self._signals.items()})
+        detached._stacked = None if self._stacked is None else self._stacked.detach()
+        return detached
 
     def select(self, rows: Tensor | slice) -> PoolSignals:
         """Return the given rows of every variant."""

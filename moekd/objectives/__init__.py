@@ -1,1 +1,25 @@
-"""The objectives room."""
+"""Losses, one mechanism a file; the maths is a pure function beside each module."""
+
+from .base import OBJECTIVES, LossTerm, Objective, PairwiseObjective, reduce
+from .cross_entropy import CrossEntropy, cross_entropy
+from .kd import KD, kd_kl
+from .kd_to_student import KDToStudent
+from .mutual_kd import MutualKD
+from .routed import RoutedKD, RoutedObjective, mixed_teacher
+
+__all__ = [
+    "KD",
+    "OBJECTIVES",
+    "CrossEntropy",
+    "KDToStudent",
+    "LossTerm",
+    "MutualKD",
+    "Objective",
+    "PairwiseObjective",
+    "RoutedKD",
+    "RoutedObjective",
+    "cross_entropy",
+    "kd_kl",
+    "mixed_teacher",
+    "reduce",
+]

@@ -1,0 +1,69 @@
+"""The few collective operations that keep losses equal for one and for many processes.
+
+Under data parallelism the gradients of the processes are averaged. A mean over the rows of a global batch is therefore
+written as `sum(local) / (global_count / world)`, and the mean of a quantity inside a non-linear function is reduced
+with a collective that carries gradients.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 outside of a distributed run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the index of this process."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def batch_mean(values_BD: Tensor) -> Tensor:
+    """Mean over the rows of the global batch, `[B, D] -> [D]`, with gradients through the other processes' rows."""
+    if world_size() == 1:
+        return values_BD.mean(dim=0)
+    from torch.distributed.nn.functional import all_reduce
+
+    count = torch.tensor([values_BD.shape[0]], dtype=values_BD.dtype, device=values_BD.device)
+    dist.all_reduce(count)
+    return all_reduce(values_BD.sum(dim=0)) / count.clamp_min(1)
+
+
+def masked_mean(values_B: Tensor, mask_B: Tensor | None = None) -> Tensor:
+    """Mean of the values whose mask is True over the global batch; 0 (with zero gradient) if there is none.
+
+    Averaged over processes, the result is the mean over the global batch, and so is its gradient.
+    """
+    if mask_B is None:
+        total = values_B.sum()
+        count = torch.tensor(float(values_B.numel()), device=values_B.device)
+    else:
+        total = torch.where(mask_B, values_B, torch.zeros_like(values_B)).sum()
+        count = mask_B.sum().to(torch.float32)
+    world = world_size()
+    if world > 1:
+        dist.all_reduce(count)
+        count = count / world
+    return total / count.clamp_min(1.0 / world)
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """Sum a tensor over the processes, in place, without gradients."""
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def average_buffers(module: torch.nn.Module) -> None:
+    """Average floating-point buffers (running statistics) over the processes, in place."""
+    world = world_size()
+    if world == 1:
+        return
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer.div_(world)

@@ -1,0 +1,73 @@
+"""The task loss.
+
+Shapes: B batch, C classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import OBJECTIVES, Loss, LossTerm, Objective
+
+if TYPE_CHECKING:
+    from ..step import Step
+    from ..teachers import TeacherPool
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, ignore_index: int = -100) -> Tensor:
+    """Cross-entropy of every instance; dense logits give the mean over the pixels that are not ignored.
+
+    Shape:
+        logits: `[B, C]` or `[B, C, H, W]`; labels: `[B]` or `[B, H, W]`; result: `[B]`.
+    """
+    loss = F.cross_entropy(
+        logits.float(), labels, reduction="none", label_smoothing=label_smoothing, ignore_index=ignore_index
+    )
+    if loss.dim() == 1:
+        return loss
+    counted = (labels != ignore_index).flatten(1).sum(dim=1).clamp_min(1)
+    return loss.flatten(1).sum(dim=1) / counted
+
+
+@OBJECTIVES.register("cross_entropy")
+class CrossEntropy(Objective):
+    """Cross-entropy against the labels; rows without a label (few-label data) do not count.
+
+    Args:
+        on: who learns from the labels: `student`, `teachers` (every one), `all` (student and teachers), or a
+            teacher's name.
+        label_smoothing: share of the target mass spread over all classes.
+        ignore_index: label value that does not count, such as the void class of a segmentation set.
+    """
+
+    def __init__(self, on: str = "student", label_smoothing: float = 0.0, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.on, self.label_smoothing, self.ignore_index = on, label_smoothing, ignore_index
+
+    def forward(self, step: Step) -> Mapping[str, Loss]:
+        """Return one loss a model: `{"cross_entropy/student": ...}`."""
+        labels = step.batch["label"]
+        mask = step.batch.get("labelled")
+        safe = labels if mask is None or labels.dim() > 1 else labels.where(mask, labels.new_zeros(()))
+        names = self._models(step.pool)
+        return {
+            f"cross_entropy/{name}": LossTerm(
+                cross_entropy(
+                    step.signals(name).require_logits("cross_entropy"), safe, self.label_smoothing, self.ignore_index
+                ),
+                mask,
+            )
+            for name in names
+        }
+
+    def variants(self, pool: TeacherPool) -> Sequence[str]:
+        """Return the teachers that learn from the labels."""
+        return [name for name in self._models(pool) if name != "student"]
+
+    def _models(self, pool: TeacherPool) -> list[str]:
+        groups = {"student": ["student"], "teachers": pool.names, "all": ["student", *pool.names]}
+        return list(groups.get(self.on, [self.on]))

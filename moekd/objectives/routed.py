@@ -1,0 +1,125 @@
+"""Distillation from the teachers that a router chose, for any pairwise objective.
+
+Shapes: B batch, T teacher variants, k chosen ones, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..signals import Signals
+from .base import OBJECTIVES, Loss, Objective, PairwiseObjective
+from .kd import KD
+
+if TYPE_CHECKING:
+    from ..routers import Routing
+    from ..step import Step
+    from ..teachers import TeacherPool
+
+
+@OBJECTIVES.register("routed")
+class RoutedObjective(Objective):
+    """Any pairwise objective, weighted over the teacher variants by the router.
+
+    The router says how its weights are used (`combine`): `select` takes the mean of the losses to the chosen teachers,
+    so that the gate gets no gradient from here; `loss` multiplies every teacher's loss with its weight; `target`
+    mixes the teachers' distributions first and compares once.
+
+    Args:
+        objective: the pairwise objective.
+    """
+
+    routable = True
+
+    def __init__(self, objective: PairwiseObjective) -> None:
+        super().__init__()
+        if not isinstance(objective, PairwiseObjective):
+            raise ConfigError(
+                f"routed.objective must compare a student with one teacher; found {type(objective).__name__}"
+            )
+        self.objective = objective
+        self.name = "routed"
+
+    def forward(self, step: Step) -> Mapping[str, Loss]:
+        """Return `{name: [B]}`."""
+        routing = step.routing
+        if routing.combine == "target":
+            teacher = mixed_teacher(
+                step.teachers.detach().logits, routing.applied_weights, routing.mix, self.objective.temperature
+            )
+            loss = self.objective.pair(step.student, teacher, step.batch)
+        elif step.routes_rows_first:
+            loss = self._by_rows(step, routing)
+        else:
+            terms = [w_B * self.objective.pair(step.student, s, step.batch) for w_B, s in self._terms(step, routing)]
+            loss = torch.stack(terms).sum(dim=0)
+        return {self.name: loss}
+
+    def variants(self, pool: TeacherPool) -> Sequence[str]:
+        """Return all variants."""
+        return pool.experts
+
+    def _terms(self, step: Step, routing: Routing) -> Iterator[tuple[Tensor, Signals]]:
+        """Yield the weight `[B]` and the teacher signals of each term of the sum."""
+        teachers, weights_BT = step.teachers.detach(), routing.applied_weights
+        if self.objective.logits_only and routing.chosen is not None and routing.chosen.shape[1] < len(teachers):
+            for rank in range(routing.chosen.shape[1]):
+                chosen_B = routing.chosen[:, rank]
+                logits = teachers.logits[torch.arange(chosen_B.shape[0], device=chosen_B.device), chosen_B]
+                yield weights_BT.gather(1, chosen_B[:, None])[:, 0], Signals(logits)
+        else:
+            for index, signals in enumerate(teachers.values()):
+                yield weights_BT[:, index], signals
+
+    def _by_rows(self, step: Step, routing: Routing) -> Tensor:
+        """Run every teacher on the rows that were routed to it, and on no others."""
+        rows = routing.rows(step.pool.experts)
+        teachers = step.run_rows(rows)
+        weights_BT, parts = routing.applied_weights, []
+        for index, name in enumerate(step.pool.experts):
+            if name not in teachers:
+                continue
+            r = rows[name]
+            batch = {key: value[r] if isinstance(value, Tensor) else value for key, value in step.batch.items()}
+            loss = self.objective.pair(step.student.select(r), teachers[name].detach(), batch)
+            parts.append((r, weights_BT[r, index] * loss))
+        total = weights_BT.new_zeros(weights_BT.shape[0], dtype=parts[0][1].dtype if parts else weights_BT.dtype)
+        for r, loss in parts:
+            total = total.index_add(0, r, loss)
+        return total
+
+
+@OBJECTIVES.register("routed_kd")
+class RoutedKD(RoutedObjective):
+    """Temperature-scaled KL divergence to the teachers that the router chose (stage 3 of MST-Distill, arXiv
+    2507.07015).
+
+    Args:
+        temperature: softmax temperature T > 0.
+    """
+
+    def __init__(self, temperature: float = 4.0) -> None:
+        super().__init__(KD(temperature=temperature))
+        self.name = "routed_kd"
+
+
+def mixed_teacher(logits_BTC: Tensor, weights_BT: Tensor, mix: str = "probs", temperature: float = 1.0) -> Signals:
+    """Return one teacher whose distribution is the weighted mean of the teachers' distributions.
+
+    With `probs`, `softmax(mixed / T) = sum_t w_t softmax(logits_t / T)`; by the convexity of the KL divergence, the
+    loss against it is at most the weighted sum of the losses. With `logits`, the mean of the logits.
+
+    Shape:
+        logits_BTC: `[B, T, C, ...]`; weights_BT: `[B, T]`, rows sum to 1; result: logits `[B, C, ...]`.
+    """
+    weights = weights_BT.reshape(*weights_BT.shape, *[1] * (logits_BTC.dim() - 2)).float()
+    if mix == "logits":
+        return Signals((weights * logits_BTC.float()).sum(dim=1))
+    log_weights = weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
+    log_probs = (logits_BTC.float() / temperature).log_softmax(dim=2)
+    return Signals(temperature * torch.logsumexp(log_weights + log_probs, dim=1))

@@ -1,0 +1,26 @@
+"""What a gate is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ...registry import Registry
+
+if TYPE_CHECKING:
+    from ...step import Step
+
+
+class Gate(nn.Module):
+    """Scores the teachers for every instance: `gate(step) -> logits [B, T]`."""
+
+    #: True when the gate reads what the teachers say; otherwise rows can be routed before any teacher runs.
+    needs_teachers = False
+
+    def forward(self, step: Step) -> Tensor:
+        """Return the scores, `[B, T]`."""
+        raise NotImplementedError
+
+
+GATES: Registry[Gate] = Registry("gate", "gates", base=Gate)

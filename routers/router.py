@@ -1,0 +1,101 @@
+"""A router: gate x selection x balance, and how its weights are used.
+
+Shapes: B batch, T teacher variants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..distributed import masked_mean
+from ..errors import ConfigError, ModelError
+from .balance import Balance
+from .gates import Gate
+from .routing import Combine, Mix, Routing, Signal
+from .selection import Selection
+
+if TYPE_CHECKING:
+    from ..step import Step
+
+
+class Router(nn.Module):
+    """Decides for every instance which teachers it learns from.
+
+    Args:
+        gate: scores the teachers.
+        selection: turns scores into weights.
+        balance: auxiliary losses on the probabilities.
+        combine: `select`: every chosen teacher counts the same, the gate gets no gradient from distillation
+            (MST-Distill); `loss`: the weights multiply the teachers' losses; `target`: they mix the teachers'
+            distributions.
+        signal: where the gate's gradient comes from: `aux_only` (balance losses), `kd` (the weights in the distillation
+            loss), `task` (cross-entropy of the mixture of the teachers against the label), `none`.
+            Default: `aux_only` with `select`, else `kd`.
+        mix: what `target` mixes: `probs` or `logits`.
+
+    Raises:
+        ConfigError: `select` with the signal `kd`: hard selection gives the gate no such gradient.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        selection: Selection,
+        balance: Sequence[Balance] = (),
+        combine: Combine = "select",
+        signal: Signal | None = None,
+        mix: Mix = "probs",
+    ) -> None:
+        super().__init__()
+        self.gate, self.selection = gate, selection
+        self.balance = nn.ModuleList(balance)
+        self.combine: Combine = combine
+        self.signal: Signal = signal or ("aux_only" if combine == "select" else "kd")
+        self.mix: Mix = mix
+        if combine == "select" and self.signal == "kd":
+            raise ConfigError(
+                "router.signal: with combine 'select' the weights multiply no loss: 'kd' gives the gate no gradient; "
+                "use combine 'loss' or 'target', or signal 'aux_only' or 'task'"
+            )
+
+    @property
+    def needs_teachers(self) -> bool:
+        """True when all teachers must have run before rows can be routed."""
+        return self.gate.needs_teachers or self.signal == "task"
+
+    def forward(self, step: Step) -> Routing:
+        """Return the routing of the step's instances."""
+        logits = self.gate(step).float()
+        experts = len(step.pool.experts)
+        if logits.dim() != 2 or logits.shape[1] != experts:
+            raise ModelError(
+                f"gate {type(self.gate).__name__} gave scores of shape {tuple(logits.shape)}; "
+                f"expected [batch, {experts} teachers]"
+            )
+        probs = logits.softmax(dim=1)
+        weights, chosen = self.selection(logits, probs)
+        losses = {}
+        if step.training and self.signal != "none":
+            for index, balance in enumerate(self.balance):
+                assert isinstance(balance, Balance)
+                name = f"balance/{index}" if len(self.balance) > 1 else "balance"
+                losses[name] = balance.weight_at(step.progress) * balance(probs, logits, chosen)
+            if self.signal == "task":
+                losses["router_task"] = self._task_loss(step, weights)
+        stats = {"entropy": -(probs * probs.clamp_min(1e-12).log()).sum(dim=1).mean().detach()}
+        return Routing(weights, chosen, logits, probs, losses, stats, self.combine, self.signal, self.mix)
+
+    def _task_loss(self, step: Step, weights_BT: Tensor) -> Tensor:
+        """Cross-entropy of the teachers' mixture, `-log sum_t w_t p_t(label)`, over the labelled rows."""
+        log_probs = step.teachers.detach().logits.log_softmax(dim=2)
+        labels, mask = step.batch["label"], step.batch.get("labelled")
+        safe = labels if mask is None else labels.where(mask, labels.new_zeros(()))
+        index = safe[:, None, None].expand(-1, log_probs.shape[1], 1)
+        picked = log_probs.gather(2, index).squeeze(2)
+        floor = torch.finfo(weights_BT.dtype).tiny
+        mixture = torch.logsumexp(weights_BT.clamp_min(floor).log() + picked, dim=1)
+        return masked_mean(-mixture, mask)

@@ -1,0 +1,61 @@
+"""What a router decided for a batch.
+
+Shapes: B batch, T teacher variants, k chosen ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Combine = Literal["select", "loss", "target"]
+Signal = Literal["aux_only", "kd", "task", "none"]
+Mix = Literal["probs", "logits"]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Weights over the teacher variants for every instance.
+
+    Attributes:
+        weights: `[B, T]`, rows sum to 1.
+        chosen: indices `[B, k]`, best first, or None when all teachers take part.
+        logits: the gate's scores `[B, T]`.
+        probs: softmax of the scores `[B, T]`.
+        losses: auxiliary losses (scalars), already weighted.
+        stats: detached tensors for the log.
+        combine: how objectives use the weights: "select", "loss" or "target".
+        signal: where the gate's gradient comes from.
+        mix: what "target" mixes.
+    """
+
+    weights: Tensor
+    chosen: Tensor | None
+    logits: Tensor
+    probs: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    combine: Combine = "select"
+    signal: Signal = "aux_only"
+    mix: Mix = "probs"
+
+    @property
+    def applied_weights(self) -> Tensor:
+        """Weights as the distillation loss sees them, `[B, T]`.
+
+        With `select` every chosen teacher counts the same (1/k); otherwise the router's weights. They carry a
+        gradient to the gate only where its signal is the distillation loss ("kd").
+        """
+        if self.combine == "select" and self.chosen is not None:
+            share = torch.full_like(self.chosen, 1, dtype=self.weights.dtype) / self.chosen.shape[1]
+            return torch.zeros_like(self.weights).scatter(1, self.chosen, share)
+        return self.weights if self.signal == "kd" and self.combine != "select" else self.weights.detach()
+
+    def rows(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the rows that chose each teacher, by name; empty for a teacher that nobody chose."""
+        assert self.chosen is not None
+        return {name: (self.chosen == index).any(dim=1).nonzero()[:, 0] for index, name in enumerate(names)}

@@ -1,1 +1,24 @@
-"""The data room."""
+"""Data sets as dict batches: registry, loaders in a reproducible order, few labels, policies for bad samples."""
+
+from __future__ import annotations
+
+from . import emoji as _emoji
+from .dataset import DATASETS, Batch, Dataset, FieldSpec, Split
+from .few_labels import labelled_mask, with_labels
+from .loader import BatchPlan, make_loader
+from .policies import BadSamples, with_policy
+
+__all__ = [
+    "DATASETS",
+    "BadSamples",
+    "Batch",
+    "BatchPlan",
+    "Dataset",
+    "FieldSpec",
+    "Split",
+    "labelled_mask",
+    "make_loader",
+    "with_labels",
+    "with_policy",
+]
+del _emoji

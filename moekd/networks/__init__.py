@@ -1,5 +1,45 @@
 """Small networks for students and teachers of the benchmarks, one family a file. They know nothing of distillation."""
 
-from .base import NETWORKS
+from .audio_cnn import AudioCnn
+from .av_fusion_cnn import AvFusionCnn
+from .base import ENCODERS, NETWORKS, Encoder
+from .feature_mlp import MlpI, MlpTb, MlpVb
+from .fusenet import FuseNetDepthBranch, FuseNetI, FuseNetRgbBranch
+from .fusion import Fusion
+from .lenet import LeNet5
+from .mlp import Mlp, MlpEncoder
+from .sequence_cnn import (
+    AudioBranchNet,
+    AudioBranchNetVggs,
+    DscnnI,
+    DscnnVggsI,
+    VisualBranchNet,
+    VisualBranchNetVggs,
+)
+from .small_cnn import CnnEncoder, SmallCnn
 
-__all__ = ["NETWORKS"]
+__all__ = [
+    "ENCODERS",
+    "NETWORKS",
+    "AudioBranchNet",
+    "AudioBranchNetVggs",
+    "AudioCnn",
+    "AvFusionCnn",
+    "CnnEncoder",
+    "DscnnI",
+    "DscnnVggsI",
+    "Encoder",
+    "FuseNetDepthBranch",
+    "FuseNetI",
+    "FuseNetRgbBranch",
+    "Fusion",
+    "LeNet5",
+    "Mlp",
+    "MlpEncoder",
+    "MlpI",
+    "MlpTb",
+    "MlpVb",
+    "SmallCnn",
+    "VisualBranchNet",
+    "VisualBranchNetVggs",
+]

@@ -1,0 +1,44 @@
+"""Convolutional networks for 112x112 spectrograms, from the CMKD benchmark (arXiv 2507.07015)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..registry import Injected
+from .base import NETWORKS
+from .layers import Chain, Layers
+
+SPECTROGRAM_SHAPE = (1, 112, 112)
+
+
+def conv_relu_layers(channels: Sequence[int]) -> Layers:
+    """Return `conv1, relu1, pool1, conv2, ..., relu<n>` for one-channel maps: 3x3, halved between the convolutions."""
+    layers: Layers = {}
+    before = 1
+    for index, width in enumerate(channels, start=1):
+        if index > 1:
+            layers[f"pool{index - 1}"] = nn.MaxPool2d(2)
+        layers[f"conv{index}"] = nn.Conv2d(before, width, kernel_size=3, padding=1)
+        layers[f"relu{index}"] = nn.ReLU()
+        before = width
+    return layers
+
+
+@NETWORKS.register("audio_cnn")
+class AudioCnn(Chain):
+    """Audio network of AV-MNIST (ThreeLayerCNN-A), 343,562 parameters with ten classes.
+
+    Shape:
+        input `[B, 1, 112, 112]`; taps conv2 `[B, 64, 56, 56]`, conv3 `[B, 128, 28, 28]`,
+        conv3_maxpool `[B, 128, 14, 14]`, conv3_maxpool_flatten `[B, 25088]`, fc1 `[B, C]`.
+    """
+
+    def __init__(self, num_classes: Injected[int]) -> None:
+        layers = conv_relu_layers((32, 64, 128)) | {
+            "conv3_maxpool": nn.MaxPool2d(2),
+            "conv3_maxpool_flatten": nn.Flatten(),
+            "fc1": nn.Linear(128 * 14 * 14, num_classes),
+        }
+        super().__init__(layers, SPECTROGRAM_SHAPE, channels_last=True)

@@ -109,7 +109,8 @@ class ConfusionMatrix:
         """Return the metrics as floats, lists of C floats (NaN where undefined) and the count `n`.
 
         `accuracy`, `balanced_accuracy` (mean recall over classes that occur), `weighted_f1`, `kappa` (Cohen), `miou`
-        (mean over classes with a non-empty union), `per_class_accuracy` (recall), `per_class_precision`, `n`.
+        (mean over classes with a non-empty union), `per_class_accuracy` (recall), `per_class_precision`,
+        `per_class_n` (samples a class), `n`.
 
         Raises:
             DataError: nothing was counted, or labels or predictions lay outside of the classes.
@@ -162,5 +163,6 @@ def _metrics(matrix: Tensor, void: int | None) -> dict[str, Any]:
         "miou": overlap.nanmean().item(),
         "per_class_accuracy": recall.tolist(),
         "per_class_precision": precision.tolist(),
+        "per_class_n": [int(count) for count in support.tolist()],
         "n": int(total.item()),
     }

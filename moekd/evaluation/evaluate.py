@@ -42,7 +42,8 @@ def evaluate_model(
         parity: the published treatment of samples predicted as void, see `ConfusionMatrix`.
 
     Returns:
-        Metrics with `loss` (nats, mean over counted samples, float64) and `calibration_error` (15 bins) added.
+        Metrics with `loss` (nats, mean over counted samples, float64) and `calibration_error` (15 bins) added;
+        `miou` only for dense labels.
 
     Raises:
         DataError: no data, a batch without labels, or labels outside of the classes.
@@ -51,7 +52,7 @@ def evaluate_model(
     device = torch.device(device)
     confusion = ConfusionMatrix(num_classes, ignore_index, parity=parity, device=device)
     calibration = CalibrationError(device=device)
-    loss = torch.zeros(2, dtype=sum_dtype(device), device=device)
+    loss = torch.zeros(3, dtype=sum_dtype(device), device=device)
     with torch.inference_mode():
         for batch in loader:
             if "label" not in batch:
@@ -63,10 +64,12 @@ def evaluate_model(
             if ignore_index is not None:
                 counted &= labels != ignore_index
             calibration.update(logits, labels, counted)
-            loss += _loss_sum_and_count(logits, labels, counted, loss.dtype)
+            loss += _loss_count_dense(logits, labels, counted, loss.dtype)
         reduce_over_ranks([loss])
         metrics = confusion.reduce().compute()
-        total, count = loss.tolist()
+        total, count, dense = loss.tolist()
+        if not dense:
+            del metrics["miou"]
         return {**metrics, "loss": total / count, "calibration_error": calibration.reduce().compute()}
 
 
@@ -77,6 +80,7 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _loss_sum_and_count(logits: Tensor, labels: Tensor, counted: Tensor, dtype: torch.dtype) -> Tensor:
+def _loss_count_dense(logits: Tensor, labels: Tensor, counted: Tensor, dtype: torch.dtype) -> Tensor:
     losses = F.cross_entropy(logits.float(), torch.where(counted, labels, 0), reduction="none").to(dtype)
-    return torch.stack([torch.where(counted, losses, 0.0).sum(), counted.sum().to(dtype)])
+    dense = torch.full((), labels.ndim > 1, dtype=dtype, device=labels.device)
+    return torch.stack([torch.where(counted, losses, 0.0).sum(), counted.sum().to(dtype), dense])

@@ -28,6 +28,8 @@ def test_uneven_batches_give_the_metrics_of_the_whole():
     assert metrics["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
     assert metrics["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     assert metrics["n"] == 23
+    assert metrics["per_class_n"] == labels.bincount(minlength=5).tolist()
+    assert "miou" not in metrics, "overlap of regions means something for dense labels only"
 
 
 def test_dense_loss_skips_ignored_pixels():
@@ -35,6 +37,7 @@ def test_dense_loss_skips_ignored_pixels():
     metrics = evaluate_model(read, batches(logits, labels, [2, 1]), 4, "cpu", ignore_index=0)
     assert metrics["loss"] == pytest.approx(F.cross_entropy(logits, labels, ignore_index=0).item(), rel=1e-6)
     assert metrics["n"] == int((labels != 0).sum())
+    assert 0 < metrics["miou"] < 1
 
 
 def test_calibration_error_hand_case():

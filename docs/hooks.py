@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the config reference, read from the registries, and the changelog and contributing pages of the repository."""
+    """Add the config reference, read from the registries, and the changelog and contributing pages."""
     from moekd.config import reference_markdown
 
     pages = {

@@ -25,12 +25,13 @@ def settings() -> dict:
 
 
 def packages_on_disk() -> dict[str, str]:
-    """Package name to folder, for every folder with Python files."""
+    """Package name to folder, for every folder with Python files; scripts beside shipped data are data."""
     found = {}
     for top in ("moekd", *LINKED):
         for init in (ROOT / top).rglob("*.py"):
             folder = init.parent.relative_to(ROOT)
-            if not set(folder.parts) & {"__pycache__"} and not (len(folder.parts) > 1 and folder.parts[1] in LINKED):
+            through_link = len(folder.parts) > 1 and folder.parts[1] in LINKED
+            if not through_link and folder.parts[:2] != ("benchmarks", "data"):
                 name = ".".join(folder.parts)
                 found[name if top == "moekd" else f"moekd.{name}"] = folder.as_posix()
     return found

@@ -8,19 +8,23 @@ from torch import nn
 
 from ..registry import Injected
 from .base import NETWORKS
-from .layers import Chain, Layers
+from .layers import Chain, ChannelsLast, Layers
 
 SPECTROGRAM_SHAPE = (1, 112, 112)
 
 
 def conv_relu_layers(channels: Sequence[int]) -> Layers:
-    """Return `conv1, relu1, pool1, conv2, ..., relu<n>` for one-channel maps: 3x3, halved between the convolutions."""
-    layers: Layers = {}
+    """Return 3x3 convolutions of one-channel maps with ReLU; all but the last are also halved by max pooling.
+
+    Pooling comes before ReLU where both follow a convolution: the same values for a quarter of the work. Names:
+    `channels_last`, `conv1, pool1, relu1`, ..., `conv<n>, relu<n>`.
+    """
+    layers: Layers = {"channels_last": ChannelsLast()}
     before = 1
     for index, width in enumerate(channels, start=1):
-        if index > 1:
-            layers[f"pool{index - 1}"] = nn.MaxPool2d(2)
         layers[f"conv{index}"] = nn.Conv2d(before, width, kernel_size=3, padding=1)
+        if index < len(channels):
+            layers[f"pool{index}"] = nn.MaxPool2d(2)
         layers[f"relu{index}"] = nn.ReLU()
         before = width
     return layers
@@ -41,4 +45,4 @@ class AudioCnn(Chain):
             "conv3_maxpool_flatten": nn.Flatten(),
             "fc1": nn.Linear(128 * 14 * 14, num_classes),
         }
-        super().__init__(layers, SPECTROGRAM_SHAPE, channels_last=True)
+        super().__init__(layers, SPECTROGRAM_SHAPE)

@@ -25,9 +25,9 @@ class AvFusionCnn(nn.Module):
 
     def __init__(self, num_classes: Injected[int]) -> None:
         super().__init__()
-        self.ImageNet = Chain(lenet_layers(), IMAGE_SHAPE, label="AvFusionCnn image")
         audio_layers = conv_relu_layers((32, 64, 128, 256, 512)) | {"avg_pool": GlobalAverage()}
-        self.AudioNet = Chain(audio_layers, SPECTROGRAM_SHAPE, label="AvFusionCnn audio", channels_last=True)
+        self.AudioNet = Chain(audio_layers, SPECTROGRAM_SHAPE, label="AvFusionCnn audio")
+        self.ImageNet = Chain(lenet_layers(), IMAGE_SHAPE, label="AvFusionCnn image")
         self.concat_identity = nn.Identity()
         self.fc1 = nn.Linear(84 + 512, 298)
         self.fc2 = nn.Linear(298, num_classes)

@@ -54,11 +54,11 @@ class MlpI(nn.Module):
         self.VisualNet = Chain(mlp_layers(IMAGE_FEATURES, HIDDEN), (IMAGE_FEATURES,), label="MlpI image")
         self.TextualNet = Chain(mlp_layers(TEXT_FEATURES, HIDDEN), (TEXT_FEATURES,), label="MlpI text")
         self.concat_identity = nn.Identity()
-        self.fc1, self.relu1 = nn.Linear(1024, 512), nn.ReLU()
-        self.fc2, self.relu2 = nn.Linear(512, 256), nn.ReLU()
+        self.fc1, self.fc1_relu = nn.Linear(1024, 512), nn.ReLU()
+        self.fc2, self.fc2_relu = nn.Linear(512, 256), nn.ReLU()
         self.fc3 = nn.Linear(256, num_classes)
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """Return logits `[B, C]`."""
         x = self.concat_identity(join([self.VisualNet(image), self.TextualNet(text)], self))
-        return self.fc3(self.relu2(self.fc2(self.relu1(self.fc1(x)))))
+        return self.fc3(self.fc2_relu(self.fc2(self.fc1_relu(self.fc1(x)))))

@@ -44,7 +44,7 @@ class Fusion(nn.Module):
         self.encoders = nn.ModuleList(encoders)
         self.concat_identity = nn.Identity()
         self.fc1 = nn.Linear(sum(encoder.out_features for encoder in encoders), hidden)
-        self.relu1 = nn.ReLU()
+        self.fc1_relu = nn.ReLU()
         self.dropout = nn.Dropout(check_dropout("dropout", dropout))
         self.fc2 = nn.Linear(hidden, num_classes)
 
@@ -66,4 +66,4 @@ class Fusion(nn.Module):
             except ModelError as error:
                 raise ModelError(f"Fusion input {index + 1}: {error}") from error
         x = self.concat_identity(join(features, self))
-        return self.fc2(self.dropout(self.relu1(self.fc1(x))))
+        return self.fc2(self.dropout(self.fc1_relu(self.fc1(x))))

@@ -27,8 +27,6 @@ class Chain(nn.Sequential):
         input_shape: shape of one sample; None where any size will do.
         min_size: smallest size of the axes that are None.
         label: how messages call the input; default "<class> input".
-        channels_last: keep maps in the memory order `[B, H, W, C]`, in which small convolutions run up to twice as
-            fast on a CPU; shapes and values are the same.
     """
 
     def __init__(
@@ -38,14 +36,12 @@ class Chain(nn.Sequential):
         *,
         min_size: int = 1,
         label: str | None = None,
-        channels_last: bool = False,
     ) -> None:
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
         self.input_shape, self.min_size = input_shape, min_size
         self.label = label or f"{type(self).__name__} input"
-        self.channels_last = channels_last
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layers.
@@ -54,7 +50,20 @@ class Chain(nn.Sequential):
             ModelError: the input does not have the shape that the network takes.
         """
         check_input(self.label, x, self.input_shape, self.min_size)
-        return super().forward(to_channels_last(x) if self.channels_last else x)
+        return super().forward(x)
+
+
+class ChannelsLast(nn.Module):
+    """Puts a map `[B, C, H, W]` into the memory order `[B, H, W, C]`, which the layers behind it keep.
+
+    Shapes and values stay the same; small convolutions run 1.4 to 2 times as fast on a CPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map with channels-last strides, also where C = 1 and both orders are the same in memory."""
+        if x.size(1) > 1:
+            return x.contiguous(memory_format=torch.channels_last)
+        return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
 
 
 class GlobalAverage(nn.Module):
@@ -66,20 +75,13 @@ class GlobalAverage(nn.Module):
 
 
 def mlp_layers(in_features: int, hidden: Sequence[int]) -> Layers:
-    """Return `fc1, relu1, fc2, relu2, ...`, one pair for each hidden width."""
+    """Return `fc1, fc1_relu, fc2, fc2_relu, ...`, one pair for each hidden width."""
     layers: Layers = {}
     for index, width in enumerate(hidden, start=1):
         layers[f"fc{index}"] = nn.Linear(in_features, width)
-        layers[f"relu{index}"] = nn.ReLU()
+        layers[f"fc{index}_relu"] = nn.ReLU()
         in_features = width
     return layers
-
-
-def to_channels_last(x: Tensor) -> Tensor:
-    """Return `[B, C, H, W]` in channels-last memory order, with the strides that say so also where C = 1."""
-    if x.size(1) > 1:
-        return x.contiguous(memory_format=torch.channels_last)
-    return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
 
 
 def join(parts: Sequence[Tensor], who: nn.Module) -> Tensor:

@@ -27,7 +27,7 @@ def lenet_layers() -> Layers:
         "relu3": nn.ReLU(),
         "flatten_identity": nn.Flatten(),
         "fc1": nn.Linear(120, 84),
-        "relu4": nn.ReLU(),
+        "fc1_relu": nn.ReLU(),
     }
 
 

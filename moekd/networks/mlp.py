@@ -20,7 +20,7 @@ class MlpEncoder(Chain, Encoder):
         hidden: widths of the layers, each followed by ReLU.
 
     Shape:
-        input `[B, in_features]`, output `[B, hidden[-1]]`; taps fc1, relu1, fc2, ...
+        input `[B, in_features]`, output `[B, hidden[-1]]`; taps fc1, fc1_relu, fc2, ...
     """
 
     def __init__(self, in_features: int, hidden: Sequence[int] = (256, 64)) -> None:

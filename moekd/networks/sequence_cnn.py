@@ -67,15 +67,15 @@ class DualStream(nn.Module):
         super().__init__()
         self.audio_branch, self.visual_branch = audio, visual
         self.concat_identity = nn.Identity()
-        self.fc1, self.relu1 = nn.Linear(in_features, 320), nn.ReLU()
-        self.fc2, self.relu2 = nn.Linear(320, 160), nn.ReLU()
+        self.fc1, self.fc1_relu = nn.Linear(in_features, 320), nn.ReLU()
+        self.fc2, self.fc2_relu = nn.Linear(320, 160), nn.ReLU()
         self.fc3 = nn.Linear(160, num_classes)
 
     def forward(self, visual: Tensor, audio: Tensor) -> Tensor:
         """Return logits `[B, C]`; the visual input comes first."""
         visual_BD, audio_BD = self.visual_branch(visual), self.audio_branch(audio)
         x = self.concat_identity(join([audio_BD, visual_BD], self))
-        return self.fc3(self.relu2(self.fc2(self.relu1(self.fc1(x)))))
+        return self.fc3(self.fc2_relu(self.fc2(self.fc1_relu(self.fc1(x)))))
 
 
 @NETWORKS.register("audio_branch_net")

@@ -1,0 +1,268 @@
+"""The fixed parts of a config. Where a field is a `Spec`, the config has a component of the named registry."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from .annotations import Component, Inline, Means
+from .spec import Spec
+
+Name = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\z"),
+    Means("a name of at most 64 letters, digits, _ and -"),
+]
+SnakeCase = Annotated[
+    str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}\z"), Means("a name in snake_case, at most 64 characters")
+]
+Trained = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(student|teachers|masks|router|objectives|teachers\.[A-Za-z0-9][A-Za-z0-9_-]{0,63})\z"
+    ),
+    Means("student, teachers, teachers.NAME, masks, router or objectives"),
+]
+ArxivId = Annotated[
+    str, StringConstraints(pattern=r"^(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})\z"), Means("an arXiv id in quotes")
+]
+WeightsFile = Annotated[
+    str, StringConstraints(pattern=r"^[^\x00]+\.safetensors\z"), Means("the path of a .safetensors file")
+]
+Positive = Annotated[int, Ge(1)]
+Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+
+
+class Section(BaseModel):
+    """A mapping of a config: keys other than its fields are forbidden."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PaperConfig(Section):
+    """The publication that a config reproduces.
+
+    Attributes:
+        title: its title.
+        arxiv: its arXiv id.
+        year: year of publication.
+        must_beat: name of the baseline that it is expected to beat.
+    """
+
+    title: str
+    arxiv: ArxivId | None = None
+    year: Annotated[int, Ge(1950), Le(2100)] | None = None
+    must_beat: str | None = None
+
+
+class DataConfig(Section):
+    """The data set (`kind` and its options) and how it is read.
+
+    Attributes:
+        spec: the data set.
+        batch_size: rows of a batch, over all processes.
+        labels: how many training rows keep their label: a count (whole number) or a fraction (0.1); all without it. The
+            other rows take part in distillation and not in cross-entropy.
+        num_workers: processes that read batches.
+        on_bad_sample: what a sample that can't be read leads to.
+        max_bad_fraction: share of bad samples above which the run stops.
+    """
+
+    spec: Annotated[Spec, Inline("datasets")]
+    batch_size: Positive = 128
+    labels: Positive | Annotated[float, Gt(0), Le(1)] | None = None
+    num_workers: Annotated[int, Ge(0)] = 0
+    on_bad_sample: Literal["raise", "skip", "substitute"] = "raise"
+    max_bad_fraction: Annotated[float, Ge(0), Le(1)] = 0.01
+
+
+class ModelConfig(Section):
+    """A network (`kind` and its options) and what it reads and shows.
+
+    Attributes:
+        spec: the network.
+        inputs: batch fields that it reads, in the order of its call.
+        taps: paths of the modules whose outputs are features, such as "fc1" or "visual.blocks.5".
+        weights: file with its trained weights.
+        dtype: type of its weights and activations.
+    """
+
+    spec: Annotated[Spec, Inline("networks")]
+    inputs: Annotated[list[str], MinLen(1)]
+    taps: list[Annotated[str, MinLen(1), Means("the path of a module")]] = []
+    weights: WeightsFile | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class RouterConfig(Section):
+    """Which teachers an instance learns from.
+
+    Attributes:
+        gate: what scores the teachers.
+        selection: how scores become chosen teachers.
+        balance: auxiliary losses on the routing.
+        combine: how the chosen teachers' weights are used: `select` (uniform), `loss` (they multiply the losses) or
+            `target` (one loss against the mixed distribution).
+        signal: where the gate's gradient comes from; by default what follows from `combine`.
+        mix: what `target` mixes.
+    """
+
+    gate: Annotated[Spec, Component("gates")]
+    selection: Annotated[Spec, Component("selections")] = Spec("top_k")
+    balance: list[Annotated[Spec, Component("balances")]] = []
+    combine: Literal["select", "loss", "target"] = "select"
+    signal: Literal["aux_only", "kd", "task", "none"] | None = None
+    mix: Literal["probs", "logits"] = "probs"
+
+
+class ObjectiveConfig(Section):
+    """An objective (`kind` and its options), its weight and its name.
+
+    Attributes:
+        spec: the objective.
+        weight: factor of its losses: a number or a schedule.
+        name: its name in logs; its kind by default. Needed when a stage has two of one kind.
+    """
+
+    spec: Annotated[Spec, Inline("objectives")]
+    weight: float | Annotated[Spec, Component("schedules")] = 1.0
+    name: SnakeCase | None = None
+
+    @property
+    def label(self) -> str:
+        """The name in logs."""
+        return self.name or self.spec.kind
+
+
+class MonitorConfig(Section):
+    """The validation metric that chooses the best epoch.
+
+    Attributes:
+        metric: its name, such as "accuracy" or "loss".
+        mode: whether larger (`max`) or smaller (`min`) is better.
+        split: split that it is measured on.
+    """
+
+    metric: str
+    mode: Literal["min", "max"]
+    split: str = "val"
+
+
+class StageConfig(Section):
+    """One stage of training; `kind` is `train` unless given, and a kind may have options of its own.
+
+    Attributes:
+        spec: kind of the stage and its own options.
+        name: name in logs, unique in its list.
+        trains: modules whose parameters are updated; all others are frozen.
+        objectives: the losses.
+        transforms: what is done to a batch first.
+        optimizer: any optimizer of `torch.optim`, by lower-case name, with its options.
+        scheduler: any scheduler of `torch.optim.lr_scheduler`, in snake_case, with its options.
+        epochs: passes over the training split; either this or `steps`.
+        steps: optimizer steps.
+        monitor: metric that chooses the epoch whose weights are kept; without it the last.
+        patience: epochs without a better metric after which the stage ends.
+        clip_norm: largest norm of the gradient.
+        accumulate: batches whose gradients are added up before a step.
+        ema: decay of an exponential moving average of the student's weights.
+        cache: where the signals of frozen teachers are kept.
+    """
+
+    spec: Annotated[Spec, Inline("stages", default="train")]
+    name: SnakeCase
+    trains: list[Trained] = []
+    objectives: list[ObjectiveConfig] = []
+    transforms: list[Annotated[Spec, Component("transforms")]] = []
+    optimizer: Annotated[Spec, Component("optimizers")] = Spec("adam", {"lr": 1e-3})
+    scheduler: Annotated[Spec, Component("schedulers")] | None = None
+    epochs: Positive | None = None
+    steps: Positive | None = None
+    monitor: MonitorConfig | None = None
+    patience: Positive | None = None
+    clip_norm: Annotated[float, Gt(0)] | None = None
+    accumulate: Positive = 1
+    ema: Annotated[float, Gt(0), Lt(1)] | None = None
+    cache: Literal["auto", "memory", "off"] = "auto"
+
+
+class BaselineConfig(Section):
+    """Other stages for the same data, student and teachers, to compare with.
+
+    Attributes:
+        stages: the stages.
+        title: name in tables.
+    """
+
+    stages: Annotated[list[StageConfig], MinLen(1)]
+    title: str = ""
+
+
+class EvaluationConfig(Section):
+    """What is measured at the end.
+
+    Attributes:
+        splits: test splits.
+        batch_size: rows of a batch.
+    """
+
+    splits: Annotated[list[str], MinLen(1)] = ["test"]
+    batch_size: Positive = 512
+
+
+class TrainerConfig(Section):
+    """How the training loop runs.
+
+    Attributes:
+        mixed_precision: type of autocast.
+        log_every: steps between two log lines.
+        checkpoint_every: steps between two checkpoints, besides the one at the end of each epoch.
+        keep: checkpoints that are kept.
+        trackers: where metrics go besides the run folder.
+        deterministic: use deterministic algorithms only.
+        device: where to train.
+        threads: CPU threads; PyTorch's choice by default.
+    """
+
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    log_every: Positive = 20
+    checkpoint_every: Positive | None = None
+    keep: Positive = 2
+    trackers: list[Tracker] = ["tensorboard"]
+    deterministic: bool = True
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = None
+
+
+class RecipeConfig(Section):
+    """A whole config file.
+
+    Attributes:
+        title: name in reports.
+        seed: seed of everything random.
+        paper: the publication it reproduces.
+        data: the data set.
+        student: the model to train.
+        teachers: the models to learn from, by name.
+        masks: mask that is put on each tap of each teacher; makes a variant "teacher/tap" of each.
+        router: chooses teachers for each instance.
+        stages: what is trained, in order.
+        baselines: other stages to compare with, by name.
+        evaluation: what is measured at the end.
+        trainer: how the training loop runs.
+    """
+
+    title: str = ""
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
+    paper: PaperConfig | None = None
+    data: DataConfig
+    student: ModelConfig
+    teachers: dict[Name, ModelConfig] = {}
+    masks: Annotated[Spec, Component("masks")] | None = None
+    router: RouterConfig | None = None
+    stages: Annotated[list[StageConfig], MinLen(1)]
+    baselines: dict[Name, BaselineConfig] = {}
+    evaluation: EvaluationConfig = EvaluationConfig()
+    trainer: TrainerConfig = TrainerConfig()

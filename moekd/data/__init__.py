@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from . import avmnist as _avmnist
 from . import emoji as _emoji
 from .dataset import DATASETS, Batch, Dataset, FieldSpec, Split
 from .few_labels import labelled_mask, with_labels
 from .loader import BatchPlan, make_loader
 from .policies import BadSamples, with_policy
+from .prepare import prepare
 
 __all__ = [
     "DATASETS",
@@ -18,7 +20,8 @@ __all__ = [
     "Split",
     "labelled_mask",
     "make_loader",
+    "prepare",
     "with_labels",
     "with_policy",
 ]
-del _emoji
+del _avmnist, _emoji

@@ -146,9 +146,10 @@ class TeacherPool(nn.Module):
     def frozen(self, variants: Sequence[str] | None = None) -> bool:
         """Tell whether nothing trains in the given variants (default: all teachers and masks)."""
         names = list(self._variants) if variants is None else variants
-        return not any(p.requires_grad for name in names for module in self._parts(name) for p in module.parameters())
+        return not any(p.requires_grad for name in names for module in self.parts(name) for p in module.parameters())
 
-    def _parts(self, name: str) -> list[nn.Module]:
+    def parts(self, name: str) -> list[nn.Module]:
+        """Return the modules that make a variant: its teacher and the masks that are active in it."""
         variant = self.variant(name)
         masks = [self.mask(v.name) for v in self._active([variant], variant.teacher)]
         return [self.teacher(variant.teacher), *masks]

@@ -1,1 +1,6 @@
-"""The cache room."""
+"""Signals of frozen teachers, computed once."""
+
+from .memory import LogitCache, build_logit_cache
+from .validity import why_not_cached
+
+__all__ = ["LogitCache", "build_logit_cache", "why_not_cached"]

@@ -35,7 +35,7 @@ Loss = Tensor | LossTerm
 class Objective(nn.Module):
     """Maps a step to named losses: per-instance losses `[B]` stay unreduced, batch losses are scalars.
 
-    Parameters that an objective owns (projectors, prototypes) are trained by stages whose `trains` names `objectives`.
+    Parameters that an objective owns (projectors, prototypes) are trained by every stage that uses it.
     """
 
     #: True when the objective reads tapped activations, so that they are recorded.

@@ -1,1 +1,18 @@
-"""The stages room."""
+"""Stages of a recipe: the common training stage, and the place of other kinds."""
+
+from .base import STAGES, Monitor, Stage, StageSettings
+from .context import RunData, StageContext
+from .train import TrainStage
+from .training_step import TrainingStep, WeightedObjective
+
+__all__ = [
+    "STAGES",
+    "Monitor",
+    "RunData",
+    "Stage",
+    "StageContext",
+    "StageSettings",
+    "TrainStage",
+    "TrainingStep",
+    "WeightedObjective",
+]

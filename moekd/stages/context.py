@@ -1,0 +1,108 @@
+"""What the trainer offers to a stage."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from ..data import Split, make_loader
+from ..errors import DataError, did_you_mean
+from ..progress import Progressbar
+from ..step import Models
+
+
+@dataclass
+class RunData:
+    """The splits of a run and how they are read.
+
+    Attributes:
+        splits: by name; "train" is what stages train on.
+        class_names: names by label.
+        batch_size: rows of a global batch.
+        eval_batch_size: rows of a batch in validation and tests.
+        num_workers: loader processes.
+        seed: seed of the data order.
+    """
+
+    splits: Mapping[str, Split]
+    class_names: list[str]
+    batch_size: int
+    eval_batch_size: int
+    num_workers: int
+    seed: int
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_names)
+
+    def split(self, name: str) -> Split:
+        """Return a split, or say which there are."""
+        if name not in self.splits:
+            hint = did_you_mean(name, self.splits) or f"; splits: {', '.join(self.splits)}"
+            raise DataError(f"the data set has no split '{name}'{hint}")
+        return self.splits[name]
+
+
+@dataclass
+class StageContext:
+    """Models, data and services for a stage.
+
+    Attributes:
+        accelerator: device, precision, processes.
+        models: student, pool and router of the phase.
+        data: splits and loaders.
+        phase: "main" or a baseline's name.
+        log: writes a record to the run's metrics and trackers.
+        save: writes a checkpoint with the stage's own state.
+        progress: progress bar.
+        log_every: steps between two records.
+        checkpoint_every: steps between two checkpoints inside of an epoch; None saves at the end of epochs only.
+    """
+
+    accelerator: Accelerator
+    models: Models
+    data: RunData
+    phase: str
+    log: Callable[[dict[str, Any]], None]
+    save: Callable[[Mapping[str, Any]], None]
+    progress: Progressbar
+    log_every: int = 20
+    checkpoint_every: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process trains."""
+        return self.accelerator.device
+
+    def train_loader(self, stage: str, epoch: int, start_batch: int = 0) -> DataLoader[Any]:
+        """Return the shuffled training batches of an epoch; the order depends on (seed, stage name, epoch) alone."""
+        return make_loader(
+            self.data.split("train"),
+            self.data.batch_size,
+            shuffle=True,
+            seed=zlib.crc32(f"{self.data.seed}/{stage}".encode()),
+            epoch=epoch,
+            start_batch=start_batch,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            num_workers=self.data.num_workers,
+        )
+
+    def eval_loader(self, split: str) -> DataLoader[Any]:
+        """Return this process's share of a split, in order."""
+        chosen = self.data.split(split)
+        return make_loader(
+            chosen,
+            max(self.data.eval_batch_size, self.accelerator.num_processes),
+            shuffle=False,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            num_workers=self.data.num_workers,
+        )

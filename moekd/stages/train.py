@@ -1,0 +1,302 @@
+"""The common kind of stage: epochs of optimizer steps, validation, the best epoch kept."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..distributed import average_buffers, sum_over_processes
+from ..errors import ConfigError
+from ..evaluation.evaluate import to_device
+from ..model import Batch, Model
+from ..registry import Injected
+from ..schedules import Progress
+from .base import STAGES, Stage, StageSettings
+from .context import StageContext
+from .guard import FiniteGuard
+from .loop_state import LoopState, copy_weights, load_weights
+from .teacher_plan import build_cache, plan_teachers
+from .trainable import parameters_of, train_only
+from .training_step import TrainingStep
+from .validate import validate_objectives, validate_student
+
+logger = logging.getLogger(__name__)
+
+
+@STAGES.register("train")
+class TrainStage(Stage):
+    """Train modules on weighted objectives.
+
+    Args:
+        settings: modules, objectives, optimizer, length; see the stage's keys in the config reference.
+    """
+
+    def __init__(self, settings: Injected[StageSettings]) -> None:
+        super().__init__(settings)
+
+    def run(self, context: StageContext, resume: Mapping[str, Any] | None = None) -> None:
+        """Run the stage; with `resume`, continue from what `context.save` was given."""
+        loop = _Loop(self.settings, context, resume)
+        try:
+            loop.run()
+        finally:
+            loop.close()
+
+
+class _Loop:
+    """One run of a stage."""
+
+    def __init__(self, settings: StageSettings, context: StageContext, resume: Mapping[str, Any] | None) -> None:
+        self.settings, self.context = settings, context
+        self.modules = train_only(context.models, settings.trains, nn.ModuleList(settings.objectives))
+        parameters = parameters_of(self.modules.values())
+        if not parameters:
+            raise ConfigError(f"stage '{settings.name}' has nothing to train: 'trains' names no module with parameters")
+        plan = plan_teachers(context, settings)
+        for module in [context.models.student, context.models.pool, context.models.router, *settings.objectives]:
+            if module is not None:
+                module.to(context.device)
+        cache = build_cache(context, settings, plan)
+        self.module = TrainingStep(
+            context.models, settings.objectives, settings.transforms, plan.variants, plan.features, cache
+        )
+        self.batches = len(context.train_loader(settings.name, 0))
+        self.total_steps = settings.steps or math.ceil(self.batches / settings.accumulate) * (settings.epochs or 1)
+        self.epochs = settings.epochs or math.ceil(self.total_steps / math.ceil(self.batches / settings.accumulate))
+        raw = settings.optimizer(parameters)
+        self.scheduler = settings.scheduler(raw, self.total_steps) if settings.scheduler else None
+        self.step_module, self.optimizer = context.accelerator.prepare(self.module, raw)
+        self.parameters = parameters
+        self.ema: AveragedModel | None = None
+        if settings.ema is not None and "student" in self.modules:
+            average = get_ema_multi_avg_fn(settings.ema)
+            self.ema = AveragedModel(context.models.student, multi_avg_fn=average, use_buffers=True)
+        self.guard = FiniteGuard()
+        self.state = LoopState()
+        self.started = time.monotonic()
+        if resume is not None:
+            self.load_state(resume)
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything but the models."""
+        scaler = self.context.accelerator.scaler
+        return {
+            "loop": self.state.state_dict() | {"seconds": self.seconds()},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "objectives": nn.ModuleList(self.settings.objectives).state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.state = LoopState.from_state(state["loop"], self.context.device)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        if self.context.accelerator.scaler is not None:
+            self.context.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        nn.ModuleList(self.settings.objectives).load_state_dict(state["objectives"])
+
+    def seconds(self) -> float:
+        """Seconds spent in this stage, over all sessions."""
+        return self.state.seconds + time.monotonic() - self.started
+
+    def close(self) -> None:
+        """Give the wrapped modules back."""
+        self.context.progress.finish()
+        self.context.accelerator.free_memory()
+
+    # -- loop ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train epoch by epoch, then leave the best (or last) weights in the models."""
+        while self.state.epoch < self.epochs and not self.stops_early():
+            self.run_epoch()
+            self.end_epoch()
+        self.finish()
+
+    def run_epoch(self) -> None:
+        """Run the batches of the epoch that are left."""
+        settings, state, context = self.settings, self.state, self.context
+        loader = context.train_loader(settings.name, state.epoch, state.batch)
+        context.progress.start(
+            f"{context.phase}/{settings.name} {state.epoch + 1}/{self.epochs}", self.batches, state.batch
+        )
+        for batch in loader:
+            if state.step >= self.total_steps:
+                break
+            if len(batch["id"]):
+                self.run_batch(to_device(batch, context.device))
+            else:
+                state.batch += 1
+            due = context.checkpoint_every
+            if due and state.batch % settings.accumulate == 0 and state.step % due == 0 and state.batch < self.batches:
+                self.save()
+
+    def run_batch(self, batch: Batch) -> None:
+        """Add the gradients of one batch; step when enough are added."""
+        settings, state, context = self.settings, self.state, self.context
+        progress = Progress(state.epoch, state.step / max(1, self.total_steps))
+        group = min(settings.accumulate, self.batches - state.batch // settings.accumulate * settings.accumulate)
+        last = (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == self.batches
+        quiet = contextlib.nullcontext() if last else context.accelerator.no_sync(self.step_module)
+        with quiet:
+            result = self.step_module(batch, progress)
+            self.guard.check(self.module, result["loss"], batch, progress, self.where(), state.step)
+            context.accelerator.backward(result["loss"] / group)
+        state.add(result)
+        state.batch += 1
+        if last:
+            self.update()
+        if last and state.step % context.log_every == 0:
+            self.record(progress)
+        context.progress.advance()
+
+    def update(self) -> None:
+        """One optimizer step."""
+        if self.settings.clip_norm is not None:
+            self.context.accelerator.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        skipped = self.context.accelerator.optimizer_step_was_skipped
+        if self.scheduler is not None and not skipped:
+            self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.context.models.student)
+        self.state.step += 1
+
+    def record(self, progress: Progress) -> None:
+        """Write the means of the loss terms since the last record."""
+        self.guard.flush(self.where())
+        losses = self.state.take_means()
+        weights = {
+            type(w.objective).__name__ if w.name is None else w.name: w.weight_at(progress)
+            for w in self.settings.objectives
+        }
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.context.progress.advance(0, f"loss {losses['total']:.4g}")
+        self.context.log(
+            self.entry("train") | {"losses": losses, "weights": weights, "lr": lr, "seconds": self.seconds()}
+        )
+
+    def end_epoch(self) -> None:
+        """Validate, keep the best, log, save."""
+        state, context = self.state, self.context
+        self.guard.flush(self.where())
+        if state.count:
+            self.record(Progress(state.epoch, state.step / max(1, self.total_steps)))
+        average_buffers(self.module)
+        metrics = self.validate()
+        note = " ".join(f"{key} {value:.4g}" for key, value in metrics.items() if isinstance(value, float))
+        context.progress.say(
+            f"{context.phase}/{self.settings.name} epoch {state.epoch + 1}/{self.epochs}: {note or 'done'}"
+        )
+        self.log_routing()
+        state.epoch, state.batch, state.shares = state.epoch + 1, 0, {}
+        self.save()
+
+    def validate(self) -> dict[str, Any]:
+        """Measure what the stage trains; remember the best epoch."""
+        monitor, context, state = self.settings.monitor, self.context, self.state
+        metrics: dict[str, Any] = {}
+        split = monitor.split if monitor else "val"
+        if "student" in self.modules and split in context.data.splits:
+            metrics = _headline(validate_student(context, self.averaged(), split))
+        if monitor is not None and monitor.metric not in metrics:
+            progress = Progress(state.epoch, state.step / max(1, self.total_steps))
+            losses = validate_objectives(context, self.module, split, progress)
+            if monitor.metric not in losses:
+                known = ", ".join(sorted({*metrics, *losses}))
+                raise ConfigError(
+                    f"stage '{self.settings.name}': monitor.metric '{monitor.metric}' is not measured; known: {known}"
+                )
+            metrics |= {name: value for name, value in losses.items() if "/" not in name}
+        if metrics:
+            context.log(self.entry("validation") | {"metrics": metrics})
+        if monitor is not None:
+            value = float(metrics[monitor.metric])
+            state.stale += 1
+            if not math.isnan(value) and monitor.better(value, state.best_value):
+                state.best_value, state.best_epoch, state.stale = value, state.epoch, 0
+                state.best_weights = copy_weights(self.kept())
+        return metrics
+
+    def log_routing(self) -> None:
+        """Write which share of the rows each teacher variant taught in the epoch."""
+        if not self.state.shares:
+            return
+        shares = sum_over_processes(self.state.shares["shares"].clone())
+        names = self.context.models.pool.experts
+        values = (shares / shares.sum()).tolist()
+        entropy = float(self.state.shares["entropy"]) / float(self.state.shares["steps"])
+        self.context.log(self.entry("routing") | {"shares": dict(zip(names, values, strict=True)), "entropy": entropy})
+
+    def finish(self) -> None:
+        """Leave the kept weights in the models and write the stage's summary."""
+        state = self.state
+        if state.best_weights is not None:
+            load_weights(self.modules, state.best_weights)
+        elif self.ema is not None:
+            self.context.models.student.load_state_dict(self.ema.module.state_dict())
+        self.context.log(
+            self.entry("stage_end")
+            | {"epochs": state.epoch, "steps": state.step, "seconds": self.seconds(), "best_epoch": state.best_epoch}
+            | {"peak_memory_mb": _peak_memory_mb(self.context.device)}
+        )
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.guard.flush(self.where())
+        self.context.save(self.state_dict())
+
+    def averaged(self) -> Model:
+        """Return the student that is validated and kept: its moving average if there is one."""
+        student = self.ema.module if self.ema is not None else self.context.models.student
+        assert isinstance(student, Model)
+        return student
+
+    def kept(self) -> dict[str, nn.Module]:
+        """Return the modules whose weights a best epoch keeps."""
+        return {**self.modules, "student": self.averaged()} if "student" in self.modules else self.modules
+
+    def stops_early(self) -> bool:
+        """Tell whether the monitored metric has not improved for too long."""
+        patience = self.settings.patience
+        return patience is not None and self.state.stale >= patience
+
+    def where(self) -> str:
+        """Return the place for messages."""
+        return f"{self.context.phase}, stage '{self.settings.name}', epoch {self.state.epoch}"
+
+    def entry(self, kind: str) -> dict[str, Any]:
+        """Return the head of a record."""
+        place = {"phase": self.context.phase, "stage": self.settings.name}
+        return {"type": kind, **place, "epoch": self.state.epoch, "step": self.state.step}
+
+
+def _headline(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in metrics.items() if isinstance(value, int | float) and key != "n"}
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,97 @@
+"""One training step as a module, so that a data-parallel wrapper sees every trainable parameter in one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model import Batch
+from ..objectives import Objective, reduce
+from ..schedules import Progress, Schedule
+from ..step import Models, Step, TeacherSource
+from ..transforms import Transform
+
+
+class WeightedObjective(nn.Module):
+    """An objective, its name in the log, and its weight (a number or a schedule)."""
+
+    def __init__(self, objective: Objective, name: str | None = None, weight: Schedule | float = 1.0) -> None:
+        super().__init__()
+        self.objective, self.name, self.weight = objective, name, weight
+
+    def weight_at(self, progress: Progress) -> float:
+        """Return the weight at a moment of the stage."""
+        return self.weight(progress) if isinstance(self.weight, Schedule) else float(self.weight)
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        """Return the reduced, unweighted losses by their names in the log."""
+        return {self._rename(name): reduce(value) for name, value in self.objective(step).items()}
+
+    def _rename(self, name: str) -> str:
+        if self.name is None:
+            return name
+        _, slash, rest = name.partition("/")
+        return f"{self.name}{slash}{rest}"
+
+
+class TrainingStep(nn.Module):
+    """Transforms, objectives and router of a stage: `step(batch, progress) -> {"loss", "terms", "shares", ...}`.
+
+    Args:
+        models: student, pool, router.
+        objectives: weighted objectives.
+        transforms: what is done to a training batch.
+        variants: teachers and variants to run in one forward a teacher.
+        features: record the teachers' taps.
+        cache: signals of frozen teachers by sample id; None runs them.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        objectives: Sequence[WeightedObjective],
+        transforms: Sequence[Transform] = (),
+        variants: Sequence[str] = (),
+        features: bool = False,
+        cache: TeacherSource | None = None,
+    ) -> None:
+        super().__init__()
+        self.models = models
+        self.student, self.pool, self.router = models.student, models.pool, models.router
+        self.objectives = nn.ModuleList(objectives)
+        self.transforms = nn.ModuleList(transforms)
+        self.variants, self.features, self.cache = list(variants), features, cache
+
+    def forward(self, batch: Batch, progress: Progress, training: bool = True) -> dict[str, Any]:
+        """Return the loss to minimise and, detached, what went into it.
+
+        Returns:
+            loss: scalar. terms: unweighted losses by name. shares: rows each teacher variant taught, `[T]`, if a
+                router took
+            part. entropy: of the routing, nats.
+        """
+        if training:
+            for transform in self.transforms:
+                batch = transform(batch, progress)
+        cache = self.cache if training else None
+        step = Step(batch, self.models, progress, training, self.variants, self.features, cache)
+        total: Tensor | float = 0.0
+        terms: dict[str, Tensor] = {}
+        for weighted in self.objectives:
+            assert isinstance(weighted, WeightedObjective)
+            weight = weighted.weight_at(progress)
+            for name, value in weighted.terms(step).items():
+                terms[name] = value.detach()
+                total = total + weight * value
+        result: dict[str, Any] = {"terms": terms}
+        if step.routed is not None:
+            for name, value in step.routed.losses.items():
+                terms[name] = value.detach()
+                total = total + value
+            result["shares"] = step.routed.applied_weights.detach().sum(dim=0)
+            result |= step.routed.stats
+        result["loss"] = total if isinstance(total, Tensor) else torch.zeros(())
+        return result

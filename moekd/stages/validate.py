@@ -1,0 +1,57 @@
+"""Validation inside of a stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..distributed import sum_over_processes
+from ..evaluation import evaluate_model
+from ..evaluation.evaluate import to_device
+from ..model import Model
+from ..schedules import Progress
+from .context import StageContext
+from .training_step import TrainingStep
+
+
+def validate_student(context: StageContext, student: Model, split: str) -> dict[str, Any]:
+    """Return the student's metrics on a split (its mode is restored afterwards)."""
+    mode = student.training
+    student.eval()
+    try:
+        return evaluate_model(
+            lambda batch: student(batch, ()).require_logits("validation"),
+            context.eval_loader(split),
+            context.data.num_classes,
+            context.device,
+        )
+    finally:
+        student.train(mode)
+
+
+@torch.no_grad()
+def validate_objectives(
+    context: StageContext, module: TrainingStep, split: str, progress: Progress
+) -> dict[str, float]:
+    """Return the mean of every loss term on a split, plus their sums by objective name."""
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    sums: dict[str, Tensor] = {}
+    count = torch.zeros((), device=context.device)
+    for batch in context.eval_loader(split):
+        moved = to_device(batch, context.device)
+        rows = len(moved["id"])
+        for name, value in module(moved, progress, False)["terms"].items():
+            sums[name] = sums.get(name, torch.zeros((), device=context.device)) + rows * value
+        count += rows
+    for child, mode in modes:
+        child.training = mode
+    total = sum_over_processes(count)
+    means = {name: float(sum_over_processes(value) / total) for name, value in sums.items()}
+    for name in list(means):
+        family, slash, _ = name.partition("/")
+        if slash:
+            means[family] = means.get(family, 0.0) + means[name]
+    return means

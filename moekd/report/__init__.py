@@ -1,1 +1,30 @@
-"""The report room."""
+"""Tables, figures, the HTML page of a run, the comparison of runs, and the model card.
+
+Names are imported on first use, so that the command line does not load matplotlib for its help.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .card import model_card
+    from .compare import compare_report
+    from .page import write_report
+    from .table import print_table, results_table
+
+_HOMES = {
+    "compare_report": ".compare",
+    "model_card": ".card",
+    "print_table": ".table",
+    "results_table": ".table",
+    "write_report": ".page",
+}
+__all__ = ["compare_report", "model_card", "print_table", "results_table", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name], __name__), name)
+    raise AttributeError(f"module 'moekd.report' has no attribute {name!r}")

@@ -1,0 +1,177 @@
+"""Figures over training: losses, validation metric, routing shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from .figures import BLUE, LINES, PALETTE, RED, Drawing, finish, legend_below, new_figure, shorten, slug
+from .run import Record, Run, mapping, number
+
+MONITORS = ("miou", "accuracy", "balanced_accuracy", "weighted_f1")
+OTHERS = "other variants"
+
+
+def training_curves(run: Run) -> list[Drawing]:
+    """Return one figure a stage: losses above, validation metric below."""
+    trains, validations, ends = run.stages("train"), run.stages("validation"), run.stages("stage_end")
+    keys = list(dict.fromkeys([*trains, *validations]))
+    drawings = []
+    for key in keys:
+        end = ends.get(key, [{}])[-1]
+        drawing = _stage_curves(key, trains.get(key, []), validations.get(key, []), end)
+        if drawing is not None:
+            drawings.append(drawing)
+    return drawings
+
+
+def routing_curves(run: Run) -> list[Drawing]:
+    """Return one figure a stage with routing records: shares as stacked areas, entropy below."""
+    return [_routing_curve(key, records) for key, records in run.stages("routing").items()]
+
+
+def monitored(metrics: dict[str, Any]) -> str | None:
+    """Return the metric that tells how good a validation was: mIoU, accuracy, or the first that is not a loss."""
+    known = [*(name for name in MONITORS if name in metrics), *(name for name in metrics if "loss" not in name)]
+    return known[0] if known else None
+
+
+def _stage_curves(
+    key: tuple[str, str], train: Sequence[Record], validation: Sequence[Record], end: Record
+) -> Drawing | None:
+    phase, stage = key
+    losses = _series([(record.get("step"), mapping(record.get("losses"))) for record in train])
+    metric = next((m for m in (monitored(dict(mapping(r.get("metrics")))) for r in validation) if m), None)
+    measured = _series([(r.get("step"), mapping(r.get("metrics"))) for r in validation])
+    panels = [name for name, there in (("loss", bool(losses)), ("metric", metric in measured)) if there]
+    if not panels:
+        return None
+    figure, axes = new_figure(1.2 + 2.0 * len(panels), len(panels), [1.0] * len(panels), sharex=True)
+    figure.suptitle(shorten(stage if phase == "main" else f"{phase}: {stage}", 44), x=0.02, ha="left", weight="bold")
+    words = []
+    if losses:
+        words.append(_draw_losses(axes[0], losses, measured.get("loss")))
+    if metric in measured:
+        words.append(_draw_metric(axes[-1], str(metric), measured[str(metric)], _best_step(validation, end)))
+    axes[-1].set_xlabel("step")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    name = f"stage {stage}" if phase == "main" else f"stage {stage} of {phase}"
+    section = "training" if phase == "main" else "baselines"
+    return finish(figure, slug("curves", phase, stage), section, f"Training curves of {name}. {' '.join(words)}", name)
+
+
+def _draw_losses(axis: Axes, losses: dict[str, list[tuple[float, float]]], validation: Any) -> str:
+    for index, (name, line) in enumerate(losses.items()):
+        style = LINES[index // len(PALETTE) % len(LINES)]
+        mark = "o" if len(line) == 1 else None
+        axis.plot(*_columns(line), color=PALETTE[index % len(PALETTE)], ls=style, marker=mark, label=shorten(name))
+    if validation:
+        axis.plot(*_columns(validation), color="#222222", ls=":", marker=".", label="validation loss")
+    values = [value for line in losses.values() for _, value in line if math.isfinite(value)]
+    positive = [value for value in values if value > 0]
+    if positive and min(values) > 0 and max(positive) > 50 * min(positive):
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axis.set_ylabel("loss")
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, columnspacing=1.2, borderaxespad=0.2)
+    return " ".join(f"{name} goes from {line[0][1]:.3g} to {line[-1][1]:.3g}." for name, line in losses.items())
+
+
+def _draw_metric(axis: Axes, metric: str, line: list[tuple[float, float]], best_step: float | None) -> str:
+    axis.plot(*_columns(line), color=BLUE, marker="o", ms=3.5)
+    axis.set_ylabel(f"validation {metric}".replace("_", " "))
+    if all(0 <= value <= 1 for _, value in line if math.isfinite(value)):
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    best = next((value for step, value in line if step == best_step), None)
+    if best is not None:
+        axis.plot([best_step], [best], "D", color=RED, ms=7, mfc="none", mew=1.8, label=f"best epoch ({best:.3f})")
+        axis.legend(loc="lower right")
+    return f"Validation {metric} goes from {line[0][1]:.3f} to {line[-1][1]:.3f}."
+
+
+def _best_step(validation: Sequence[Record], end: Record) -> float | None:
+    """Step of the validation at the epoch that the stage kept."""
+    epoch = end.get("best_epoch")
+    if epoch is None:
+        return None
+    return next((number(record.get("step")) for record in validation if record.get("epoch") == epoch), None)
+
+
+def _routing_curve(key: tuple[str, str], records: Sequence[Record]) -> Drawing:
+    phase, stage = key
+    epochs = [number(record.get("epoch", index)) for index, record in enumerate(records)]
+    shares = _largest([mapping(record.get("shares")) for record in records], len(PALETTE) - 1)
+    entropy = [number(record.get("entropy")) for record in records]
+    panels = 2 if any(map(math.isfinite, entropy)) else 1
+    figure, axes = new_figure(2.6 + 1.3 * panels, panels, [2.2, 1][:panels], sharex=True)
+    where = stage if phase == "main" else f"{phase}: {stage}"
+    figure.suptitle(shorten(f"Routing in {where}", 44), x=0.02, ha="left", weight="bold")
+    if len(records) > 1:
+        axes[0].stackplot(
+            epochs, list(shares.values()), colors=PALETTE, labels=map(shorten, shares), lw=0.6, ec="white"
+        )
+        axes[0].set_xlim(min(epochs), max(epochs))
+    else:
+        bottom = 0.0
+        for (name, values), color in zip(shares.items(), PALETTE, strict=False):
+            axes[0].bar(epochs, values, bottom=bottom, color=color, width=0.6, label=shorten(name))
+            bottom += values[0]
+    axes[0].set_ylim(0, 1)
+    axes[0].set_ylabel("share of rows")
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1))
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].legend(
+        handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, columnspacing=1.2, borderaxespad=0.2
+    )
+    if panels == 2:
+        _draw_entropy(axes[1], epochs, entropy, max(len(mapping(record.get("shares"))) for record in records))
+    axes[-1].set_xlabel("epoch")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    last = ", ".join(f"{name} {100 * values[-1]:.0f}%" for name, values in shares.items())
+    alt = f"Share of rows routed to each teacher variant over the epochs of stage {stage}. In the last epoch: {last}."
+    section = "routing" if phase == "main" else "baselines"
+    return finish(figure, slug("routing", phase, stage), section, alt, f"who taught, over training (stage {stage})")
+
+
+def _draw_entropy(axis: Axes, epochs: list[float], entropy: list[float], variants: int) -> None:
+    axis.plot(epochs, entropy, color="#222222", marker="." if len(epochs) < 30 else None)
+    if variants > 1:
+        axis.axhline(math.log(variants), color="#777777", ls="--", lw=1.2, label="uniform")
+        axis.legend(loc="best")
+    axis.set_ylim(0, 1.15 * max([math.log(max(variants, 2)), *(v for v in entropy if math.isfinite(v))]))
+    axis.set_ylabel("entropy (nats)")
+
+
+def _largest(records: list[Any], limit: int) -> dict[str, list[float]]:
+    """Shares over time by name; beyond `limit` names the smallest are added up."""
+    names = list(dict.fromkeys(name for record in records for name in record))
+    table = {name: [_or_zero(number(record.get(name, 0))) for record in records] for name in names}
+    if len(names) <= limit:
+        return table
+    kept = sorted(names, key=lambda name: -sum(table[name]))[: limit - 1]
+    rest = [sum(table[name][i] for name in names if name not in kept) for i in range(len(records))]
+    return {name: table[name] for name in names if name in kept} | {OTHERS: rest}
+
+
+def _series(points: list[tuple[Any, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Turn (step, {name: value}) into {name: [(step, value)]}; records without a number are left out."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for index, (step, values) in enumerate(points):
+        at = number(step) if math.isfinite(number(step)) else float(index)
+        for name, value in values.items():
+            if not math.isnan(number(value)):
+                lines.setdefault(str(name), []).append((at, number(value)))
+    return lines
+
+
+def _columns(line: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [step for step, _ in line], [value for _, value in line]
+
+
+def _or_zero(value: float) -> float:
+    return 0.0 if math.isnan(value) else value

@@ -1,0 +1,131 @@
+"""The common look of all figures, and the way from a matplotlib figure to a file and a page.
+
+Figures are drawn narrow (4.6 inches), so that they stay readable at the width of a phone. Colours are those of Okabe
+and Ito (Color Universal Design, 2008), which people with any kind of colour blindness can tell apart.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#8A8A8A",
+)
+PALETTE = [BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY]
+LINES = ["-", "--", "-.", ":"]
+WIDTH = 4.6
+DPI = 200
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": "#777777",
+    "axes.labelcolor": "#222222",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "text.parse_math": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished figure: file name without ending, section of the page, words for it, PNG bytes, width in CSS pixels."""
+
+    slug: str
+    section: str
+    alt: str
+    caption: str
+    png: bytes
+    width: int
+
+    @property
+    def uri(self) -> str:
+        """The figure as a data URI."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+def new_figure(
+    height: float, rows: int = 1, ratios: Sequence[float] = (1,), **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of the common width and `height` inches with `rows` axes below each other."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(rows, 1, squeeze=False, height_ratios=list(ratios), **options)
+    return figure, list(axes[:, 0])
+
+
+def finish(figure: Figure, slug: str, section: str, alt: str, caption: str) -> Drawing:
+    """Render a figure to PNG."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return Drawing(slug, section, alt, caption, buffer.getvalue(), round(figure.get_figwidth() * 96))
+
+
+def styled() -> Any:
+    """Return the context in which figures have to be drawn and rendered; nothing outside of it changes."""
+    return matplotlib.rc_context(STYLE)
+
+
+def shorten(text: str, limit: int = 24) -> str:
+    """Cut a name in the middle so that it fits beside an axis; legends skip names with a leading underscore, so pad it."""
+    text = " ".join(str(text).split()) or "(no name)"
+    if len(text) > limit:
+        head = (limit - 3) * 2 // 3
+        text = text[:head] + "..." + text[len(text) - (limit - 3 - head) :]
+    return " " + text if text.startswith("_") else text
+
+
+def slug(*parts: str) -> str:
+    """Return a file name made of lower-case words."""
+    return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") or "x" for part in parts)
+
+
+def legend_below(axis: Axes, columns: int = 2) -> None:
+    """Put a legend under the axis if it has labelled lines."""
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        axis.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, columnspacing=1.2)
+
+
+def save(drawings: Sequence[Drawing], folder: Path) -> None:
+    """Write the figures as PNG files, each under a temporary name first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for drawing in drawings:
+        write_atomic(folder / f"{drawing.slug}.png", drawing.png)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that it is never seen half-written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

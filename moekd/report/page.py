@@ -1,0 +1,169 @@
+"""One self-contained HTML page about a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from .classes import ClassRow, class_accuracy, class_rows, frequent, teacher_use
+from .curves import routing_curves, training_curves
+from .figures import Drawing, save, styled, write_atomic
+from .run import Run, mapping, number, read_run
+from .summary import duration, key_numbers, primary_split, routing_sentence, summary
+from .table import Row, best, count, decimal, percent, points, results_table
+
+HERE = Path(__file__).parent
+SECTIONS = ("training", "baselines", "routing", "classes")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a sortable table: what is shown, and the number it is sorted by (None: by its text)."""
+
+    text: str
+    value: float | None = None
+
+    @property
+    def sort(self) -> str:
+        """Value of the attribute that the page's script sorts by."""
+        return "" if self.value is None or math.isnan(self.value) else repr(self.value)
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table of the page; `strong` are the indices of emphasised rows."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    strong: frozenset[int] = frozenset()
+
+
+def write_report(run: Path) -> Path:
+    """Write `figures/*.png` and `report.html` into a run folder and return the path of the page.
+
+    Works on runs that have not finished: what is missing is named on the page.
+
+    Raises:
+        DataError: `run` is not a run folder.
+    """
+    data = read_run(run)
+    rows = results_table(data.results, data.teachers)
+    split = primary_split(rows)
+    student, baseline = (best(rows, "student", split), best(rows, "baseline", split)) if split else (None, None)
+    classes = class_rows(data, student, baseline)
+    shown, note = frequent(classes)
+    with styled():
+        drawings = [
+            *training_curves(data),
+            *routing_curves(data),
+            *teacher_use(data, classes),
+            *class_accuracy(classes, shown, note, baseline.model if baseline else None),
+        ]
+    save(drawings, data.path / "figures")
+    page = render(
+        "report.html.jinja",
+        title=data.title,
+        facts=_facts(data),
+        summary=summary(data, rows),
+        tiles=key_numbers(data, rows),
+        notes=data.notes,
+        results=[_results(rows, name) for name in dict.fromkeys(row.split for row in rows)],
+        figures={section: [d for d in drawings if d.section == section] for section in SECTIONS},
+        routing=routing_sentence(data),
+        classes=_classes(classes, baseline, split) if classes else None,
+        stages=_stages(data),
+        environment=list(flatten(data.environment)),
+        config=data.config_text,
+    )
+    target = data.path / "report.html"
+    write_atomic(target, page.encode())
+    return target
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template of this folder; every value is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.globals["style"] = (HERE / "report.css").read_text(encoding="utf-8")
+    environment.globals["script"] = (HERE / "report.js").read_text(encoding="utf-8")
+    return environment.get_template(template).render(**values)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, text) for the leaves of nested mappings."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What was run: label and value of each known fact."""
+    facts = [("run", run.name), ("data set", run.dataset)]
+    facts += [(key, str(run.results[key])) for key in ("seed",) if key in run.results]
+    kind = mapping(run.results.get("student")).get("kind") or mapping(run.config.get("student")).get("kind")
+    facts += [("student", str(kind or "")), ("teachers", ", ".join(run.teachers))]
+    return [(label, value) for label, value in facts if value]
+
+
+def _results(rows: Sequence[Row], split: str) -> PageTable:
+    here = [row for row in rows if row.split == split]
+    student = next((row for row in here if row.role == "student"), None)
+    dense = any(row.dense for row in here)
+    calibrated = any(not math.isnan(row.calibration_error) for row in here)
+    header = ["Model", "Role", *(["mIoU"] if dense else []), "Accuracy", "Balanced accuracy", "Weighted F1", "Loss"]
+    header += [*(["Calibration error"] if calibrated else []), "Parameters", "Student ahead by, points"]
+    table = []
+    for row in here:
+        gap = student.headline - row.headline if student and row is not student else math.nan
+        cells = [Cell(row.model), Cell(row.role)]
+        cells += [Cell(percent(row.miou), row.miou)] if dense else []
+        cells += [Cell(percent(v), v) for v in (row.accuracy, row.balanced_accuracy, row.weighted_f1)]
+        cells += [Cell(decimal(row.loss), row.loss)]
+        cells += [Cell(decimal(row.calibration_error), row.calibration_error)] if calibrated else []
+        cells += [Cell(count(row.parameters), number(row.parameters)), Cell(points(gap), gap)]
+        table.append(cells)
+    size = next((f", {count(row.n)} {'pixels' if dense else 'samples'}" for row in here if row.n is not None), "")
+    strong = frozenset(index for index, row in enumerate(here) if row is student)
+    return PageTable(f"{split}{size}", header, table, strong)
+
+
+def _classes(classes: Sequence[ClassRow], baseline: Row | None, split: str | None) -> PageTable:
+    header = ["Class", "Samples", "Student", *([baseline.model, "Difference, points"] if baseline else [])]
+    rows = []
+    for row in classes:
+        cells = [Cell(row.name), Cell(count(row.n), row.n), Cell(percent(row.student), row.student)]
+        if baseline:
+            cells += [Cell(percent(row.baseline), row.baseline), Cell(points(row.difference), row.difference)]
+        rows.append(cells)
+    return PageTable(f"accuracy within each class of {split}", header, rows)
+
+
+def _stages(run: Run) -> PageTable | None:
+    ends = run.of_type("stage_end")
+    if not ends:
+        return None
+    header = ["Phase", "Stage", "Epochs", "Steps", "Time", "Steps per second", "Best epoch", "Peak memory, MB"]
+    rows = []
+    for end in ends:
+        epochs, steps, seconds, chosen, memory = (
+            number(end.get(key)) for key in ("epochs", "steps", "seconds", "best_epoch", "peak_memory_mb")
+        )
+        rate = steps / seconds if seconds > 0 else math.nan
+        rows.append(
+            [Cell(str(end.get("phase", "main"))), Cell(str(end.get("stage", "")))]
+            + [Cell(count(epochs), epochs), Cell(count(steps), steps), Cell(duration(seconds), seconds)]
+            + [Cell(decimal(rate, 1), rate), Cell(count(chosen), chosen), Cell(count(memory), memory)]
+        )
+    return PageTable("cost of each stage", header, rows)
+
+
+__all__ = ["Cell", "Drawing", "PageTable", "flatten", "render", "write_report"]

@@ -1,0 +1,243 @@
+"""The student alone, for use elsewhere: weights, how to prepare its inputs, and a program that needs no moekd.
+
+    <folder>/ model.safetensors  config.json  student.pt2 (a program for plain PyTorch)  README.md
+
+`config.json` is written last and has the sha256 of the other files. Teachers, heads, masks and routers stay behind.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from .atomic import atomic_directory, write_bytes, write_json, write_text
+from .checkpoint import read_tensors
+from .errors import CheckpointError, ConfigError, DataError, ModelError, UnknownNameError, did_you_mean
+from .manifest import sha256_of
+from .model import Model
+from .model_card import default_card, usage
+from .torch_program import example_inputs, write_program
+
+logger = logging.getLogger(__name__)
+
+FORMAT, FORMAT_VERSION = "moekd-student", 1
+WEIGHTS, CONFIG, PROGRAM, CARD = "model.safetensors", "config.json", "student.pt2", "README.md"
+
+
+def export_student(
+    model: Model,
+    config: Mapping[str, Any],
+    folder: Path,
+    card: str | None = None,
+    *,
+    example: Mapping[str, Tensor] | None = None,
+    program: bool = True,
+) -> Path:
+    """Write the bare network of a student.
+
+    Args:
+        model: the trained student; only `model.network` is written.
+        config: "network" `{"kind", "options", "context"}` (registered network, its options, and what the engine
+            injected; by default the number of classes), "class_names", "fields" `{input: {"shape", "dtype",
+            "modality", and how to prepare it: "mean", "std", "size", ...}}`, and for the card "title" and "facts".
+        folder: where to write; files of an earlier export are replaced one by one.
+        card: head of the README; by default a table made from `config`.
+        example: a batch to trace the program with; by default zeros of the shapes in "fields".
+        program: also write `student.pt2`. If the network can't be traced, a warning says so and the reason is kept in
+            `config.json`; the weights are written all the same.
+
+    Raises:
+        ConfigError: `config` lacks a part.
+        ModelError: the configured network does not take the student's weights.
+    """
+    document = _document(model, config)
+    weights = _weights(model.network)
+    _check_rebuilds(document, weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in (CONFIG, PROGRAM):
+        (folder / stale).unlink(missing_ok=True)
+    write_bytes(folder / WEIGHTS, safetensors.torch.save(weights, metadata={"format": "pt"}))
+    files = [WEIGHTS]
+    if program:
+        try:
+            examples = (
+                model.arguments(example) if example is not None else example_inputs(config["fields"], model.inputs)
+            )
+            write_program(model.network, examples, folder / PROGRAM)
+            files.append(PROGRAM)
+        except (ModelError, DataError) as error:
+            logger.warning("the student is exported without %s: %s", PROGRAM, error)
+            document["program_missing"] = str(error)
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    head = default_card(document, parameters) if card is None else card.rstrip() + "\n"
+    write_text(folder / CARD, f"{head}\n{usage(document, folder.name, PROGRAM in files)}")
+    document["files"] = {name: _description(folder / name) for name in (*files, CARD)}
+    write_json(folder / CONFIG, document)
+    return folder
+
+
+def load_student(folder: Path | str) -> nn.Module:
+    """Rebuild an exported student and load its weights.
+
+    Args:
+        folder: a student folder, or a run folder that has one.
+
+    Returns:
+        The plain network on the CPU, in eval mode; it takes the tensors named by `inputs` in `config.json`, in order.
+
+    Raises:
+        DataError: no student there.
+        CheckpointError: the files are damaged, or the weights do not fit the network.
+        UnknownNameError: the network's kind is not registered here.
+    """
+    path, document = read_student(Path(folder))
+    network = build_network(document["network"])
+    _load_strictly(network, read_tensors(path / WEIGHTS), str(path))
+    return network.eval()
+
+
+def read_student(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the student's folder and its verified `config.json`.
+
+    Raises:
+        DataError: no student there.
+        CheckpointError: `config.json` is unusable, or a file differs from its sha256.
+    """
+    path = next((place for place in (folder, folder / "student") if (place / CONFIG).is_file()), None)
+    if path is None:
+        raise DataError(f"no student in {folder}: {CONFIG} is missing; give a run folder or its 'student' folder")
+    try:
+        document = json.loads((path / CONFIG).read_bytes())
+        listed = {name: document["files"][name] for name in document["files"] if name in (WEIGHTS, PROGRAM)}
+        form = (document["format"], document["format_version"])
+        kind = document["network"]["kind"]
+        digests = {name: entry["sha256"] for name, entry in listed.items()}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path / CONFIG} is not the description of a student: {error!r:.200}") from error
+    if form != (FORMAT, FORMAT_VERSION) or not isinstance(kind, str) or WEIGHTS not in digests:
+        raise CheckpointError(
+            f"{path / CONFIG} has the format {form!r:.80}; this moekd reads {(FORMAT, FORMAT_VERSION)}"
+        )
+    for name, digest in digests.items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"the student in {path} lacks the file {name}")
+        if sha256_of(path / name) != digest:
+            raise CheckpointError(f"{path / name}: sha256 mismatch; the file is damaged or was changed")
+    return path, document
+
+
+def build_network(description: Mapping[str, Any]) -> nn.Module:
+    """Make a network from `{"kind", "options", "context"}`; the random state of the caller stays as it is.
+
+    Raises:
+        ConfigError: unknown kind or option, or an option with the wrong type.
+    """
+    from .config.component import build, validate_component
+    from .networks import NETWORKS
+
+    problems: list[str] = []
+    component = {"kind": description["kind"], **description.get("options", {})}
+    spec = validate_component(NETWORKS, component, "network", problems)
+    if spec is None:
+        raise ConfigError(problems)
+    with torch.random.fork_rng(devices=[]):
+        return build(spec, NETWORKS, where="network", **description.get("context", {}))
+
+
+def export(run: Path, format: str = "safetensors", output: Path | None = None) -> Path:
+    """Export the student of a run; the command line calls this.
+
+    Args:
+        run: run folder or student folder.
+        format: a key of `FORMATS`.
+        output: folder (safetensors) or file (torch_export) to write; by default inside the run, under `export/`.
+
+    Raises:
+        UnknownNameError: unknown format, with the nearest names.
+        DataError: no student there, or `output` exists.
+    """
+    if format not in FORMATS:
+        hint = did_you_mean(format, FORMATS) or f"; known: {', '.join(FORMATS)}"
+        raise UnknownNameError(f"unknown export format {format!r}{hint}")
+    student, document = read_student(Path(run))
+    write, name = FORMATS[format]
+    target = output if output is not None else Path(run) / "export" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return write(student, document, target)
+
+
+def _export_safetensors(student: Path, document: Mapping[str, Any], target: Path) -> Path:
+    with atomic_directory(target) as temporary:
+        for name in (*document["files"], CONFIG):
+            if name in (WEIGHTS, PROGRAM, CARD, CONFIG):
+                shutil.copyfile(student / name, temporary / name)
+    return target
+
+
+def _export_program(student: Path, document: Mapping[str, Any], target: Path) -> Path:
+    if target.exists():
+        raise DataError(f"{target} exists already; it is not overwritten")
+    return write_program(load_student(student), example_inputs(document["fields"], document["inputs"]), target)
+
+
+FORMATS: dict[str, tuple[Callable[[Path, Mapping[str, Any], Path], Path], str]] = {
+    "safetensors": (_export_safetensors, "safetensors"),
+    "torch_export": (_export_program, PROGRAM),
+}
+
+
+def _document(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
+    if missing := [key for key in ("network", "class_names", "fields") if key not in config]:
+        raise ConfigError([f"export: '{key}' is missing in the student's configuration" for key in missing])
+    from .config.spec import plain
+
+    names = [str(name) for name in config["class_names"]]
+    network = {"options": {}, "context": {"num_classes": len(names)}, **config["network"]}
+    return {
+        **plain(config),
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "network": plain(network),
+        "inputs": list(model.inputs),
+        "class_names": names,
+        "moekd": version("moekd"),
+        "torch": torch.__version__,
+    }
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return a snapshot of the state dict; tensors that share memory are written once each."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }
+
+
+def _check_rebuilds(document: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    try:
+        _load_strictly(build_network(document["network"]), weights, "this export")
+    except (CheckpointError, ConfigError) as error:
+        raise ModelError(f"the student could not be loaded again: {error}") from error
+
+
+def _load_strictly(network: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    try:
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            if name in weights and weights[name].dtype != tensor.dtype:
+                tensor.data = tensor.data.to(weights[name].dtype)
+        network.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights of {where} do not fit {type(network).__name__}: {error}") from error
+
+
+def _description(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}

@@ -55,8 +55,8 @@ class Model(nn.Module):
 
         with tapped(self.network, self.taps if taps is None else taps, keep):
             output = self.network(*self.arguments(batch))
-        signals = self.interpret(output)
-        signals.features.update(features)
+        said = self.interpret(output)
+        signals = Signals(said.logits, said.features | features, said.embeddings, dict(said.heads))
         for name, head in self.heads.items():
             source = self.head_inputs.get(name, "logits")
             value = (
@@ -86,9 +86,12 @@ class Model(nn.Module):
         if isinstance(output, Tensor):
             return Signals(logits=output)
         if isinstance(output, Mapping):
+            odd = {key: type(value).__name__ for key, value in output.items() if not isinstance(value, Tensor)}
+            if odd:
+                raise ModelError(f"{type(self.network).__name__} returned a dict with more than tensors: {odd}")
             return Signals(output.get("logits"), heads={k: v for k, v in output.items() if k != "logits"})
         raise ModelError(
-            f"{type(self.network).__name__} returned {type(output).__name__}; expected logits, a dict of tensors or Signals"
+            f"{type(self.network).__name__} returned {type(output).__name__}; expected logits, a dict or Signals"
         )
 
 

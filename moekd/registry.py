@@ -72,7 +72,7 @@ class Registry(Generic[T]):
         return sorted(self._loaded())
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        """Return the config options of a member: its `__init__` parameters (annotations resolved) that are not injected."""
+        """Return the config options of a member: the parameters of its `__init__` that are not injected."""
         return {
             key: value
             for key, value in resolved_parameters(self.get(name)).items()
@@ -86,6 +86,7 @@ class Registry(Generic[T]):
                 try:
                     self.register(entry.name)(entry.load())
                 except Exception as error:
+                    self._plugins_loaded = False
                     raise ConfigError(
                         f"plug-in {entry.value!r} for {self.noun} '{entry.name}' failed: {error}"
                     ) from error

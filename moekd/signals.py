@@ -14,6 +14,11 @@ from torch import Tensor
 from .errors import ModelError, did_you_mean
 
 
+def full_precision(tensor: Tensor) -> Tensor:
+    """Raise half-precision floats to float32, in which losses are computed; float64 stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class Signals:
     """The outputs of one model for one batch; every tensor has the batch as its first axis.

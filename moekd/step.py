@@ -101,9 +101,10 @@ class Step:
 
     @property
     def routes_rows_first(self) -> bool:
-        """True when teachers may run on their own rows only: a hard choice, made without teachers, nothing cached."""
+        """True when teachers may run on their own rows only: a hard choice, made without teachers that ran."""
         router = self.models.router
-        if router is None or self.cache is not None or "_planned" in self.__dict__ or self._variants:
+        ran = self.__dict__.keys() & {"_planned", "teachers"}
+        if router is None or self.cache is not None or ran or self._variants:
             return False
         return not router.needs_teachers and self.routing.chosen is not None
 

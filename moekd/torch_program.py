@@ -9,6 +9,7 @@ script; `model.safetensors` is not. moekd itself never loads programs.
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import json
 import re
@@ -43,10 +44,9 @@ def write_program(network: nn.Module, examples: Sequence[Tensor], path: Path) ->
         DataError: this torch version would write pickled parts.
     """
     network, inputs = _portable(network), tuple(example.detach().cpu() for example in examples)
-    batch = torch.export.Dim("batch", min=1)
     try:
         with torch.no_grad():
-            program = torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+            program = torch.export.export(network, inputs, dynamic_shapes=_free_batch(network, inputs))
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
@@ -111,6 +111,13 @@ def _portable(network: nn.Module) -> nn.Module:
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return network
+
+
+def _free_batch(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Mark the first axis of every input as the same free size, in the structure of `forward`'s parameters."""
+    batch = torch.export.Dim("batch", min=1)
+    arguments = inspect.signature(network.forward).bind(*inputs).arguments.values()
+    return tuple(tuple({0: batch} for _ in a) if isinstance(a, tuple) else {0: batch} for a in arguments)
 
 
 def _compare(network: nn.Module, program: Callable[..., Any], inputs: Sequence[Tensor]) -> None:

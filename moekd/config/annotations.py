@@ -139,7 +139,8 @@ def describe(annotation: Any, registries: Mapping[str, Registry[Any]] | None = N
         return said
     parts = members(annotation)
     if len(parts) != 1 or get_origin(bare) in (Union, types.UnionType):
-        return one_of(dict.fromkeys(describe(part, registries) for part in parts)) or "nothing that a config can give"
+        words = [word for part in parts for word in (_choices(part) or [describe(part, registries)])]
+        return one_of(dict.fromkeys(words)) or "nothing that a config can give"
     limits = " and ".join(filter(None, map(_limit, metadata)))
     return f"{_bare_words(bare, metadata, registries or {})} {limits}".rstrip()
 
@@ -151,14 +152,15 @@ def one_of(words: Iterable[str]) -> str:
 
 
 def _bare_words(bare: Any, metadata: tuple[Any, ...], registries: Mapping[str, Registry[Any]]) -> str:
-    group = next((item.group for item in metadata if isinstance(item, Component | Inline)), None)
+    inline = inline_of(bare)
+    group = next((item.group for item in [*metadata, *(inline or ())] if isinstance(item, Component | Inline)), None)
     slot = slot_of(bare, registries)
     if group is not None or slot is not None:
         registry = slot.registry if slot else registries.get(str(group), REGISTRIES.get(str(group)))
         return _with_article(registry.noun if registry else f"member of '{group}'")
     origin, args = get_origin(bare) or bare, get_args(bare)
     if origin is Literal:
-        return one_of(repr(choice) if isinstance(choice, str) else yaml_word(choice) for choice in args)
+        return one_of(_choices(bare))
     if origin is tuple and args and args[-1] is not Ellipsis:
         return f"a list of {len(args)} ({', '.join(describe(part, registries) for part in args)})"
     if origin in LISTS or origin is tuple:
@@ -182,6 +184,19 @@ def _bare_words(bare: Any, metadata: tuple[Any, ...], registries: Mapping[str, R
     )
 
 
+def _choices(annotation: Any) -> list[str]:
+    """Return the choices of a `Literal`."""
+    bare = split(annotation)[0]
+    choices = get_args(bare) if get_origin(bare) is Literal else ()
+    return [repr(choice) if isinstance(choice, str) else yaml_word(choice) for choice in choices]
+
+
+def inline_of(section: Any) -> tuple[str, Inline] | None:
+    """Return the name and mark of a section's `Inline` field, if it has one."""
+    fields = getattr(section, "model_fields", {}).items()
+    return next(((name, item) for name, info in fields for item in info.metadata if isinstance(item, Inline)), None)
+
+
 def _limit(item: Any) -> str:
     for kind, sign in ((Ge, ">="), (Gt, ">"), (Le, "<="), (Lt, "<")):
         if isinstance(item, kind):
@@ -189,9 +204,9 @@ def _limit(item: Any) -> str:
     if isinstance(item, MultipleOf):
         return f"divisible by {item.multiple_of}"
     if isinstance(item, MinLen):
-        return f"of at least {item.min_length}"
+        return f"of length >= {item.min_length}"
     if isinstance(item, MaxLen):
-        return f"of at most {item.max_length}"
+        return f"of length <= {item.max_length}"
     if hasattr(item, "__iter__") and not isinstance(item, str):
         return " and ".join(filter(None, map(_limit, item)))
     return ""

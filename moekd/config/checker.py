@@ -19,6 +19,7 @@ from .annotations import (
     Inline,
     Slot,
     describe,
+    inline_of,
     is_section,
     members,
     slot_of,
@@ -98,7 +99,7 @@ class Checker:
     def section(self, cls: type, value: Any, where: str) -> Any:
         """Return a pydantic model or dataclass; a model with mistakes comes back with `INVALID` in their places."""
         known = fields_of(cls)
-        inline = next((n for n, o in known.items() if any(isinstance(m, Inline) for m in split(o.annotation)[1])), None)
+        inline = inline_of(cls)
         if isinstance(value, str) and inline is not None:
             value = {"kind": value}
         if not isinstance(value, Mapping):
@@ -107,15 +108,16 @@ class Checker:
         if inline is None:
             values = self.options(known, value, where, "key")
         else:
-            values = self._mixed(known, inline, value, where)
+            values = self._mixed(known, *inline, value, where)
         if len(self.problems) == before:
             return self._construct(cls, values, where)
         return cls.model_construct(**values) if issubclass(cls, BaseModel) else INVALID
 
-    def _mixed(self, known: Mapping[str, Option], inline: str, value: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    def _mixed(
+        self, known: Mapping[str, Option], inline: str, marker: Inline, value: Mapping[Any, Any], where: str
+    ) -> dict[str, Any]:
         """Split a mapping into the section's own keys and those of its component, and check both."""
         own = {key: option for key, option in known.items() if key != inline}
-        marker = next(item for item in split(known[inline].annotation)[1] if isinstance(item, Inline))
         rest = {key: item for key, item in value.items() if key not in own}
         if marker.default is not None:
             rest.setdefault("kind", marker.default)

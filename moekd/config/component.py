@@ -61,6 +61,10 @@ def build(spec: Spec, registry: Registry[T], *, where: str = "", **context: Any)
             raise ConfigError(problem(where, reason))
     try:
         return cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(
+            [problem(where, f"{registry.noun} '{spec.kind}': {line}") for line in error.problems]
+        ) from error
     except (ValueError, TypeError) as error:
         raise ConfigError(problem(where, f"{registry.noun} '{spec.kind}': {error}")) from error
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from ..errors import UnknownNameError, did_you_mean
-from .annotations import Inline, split
 from .annotations import describe as words
+from .annotations import inline_of
 from .checker import Registries
 from .options import REQUIRED, Option, fields_of, options_of
 from .rooms import load_rooms
@@ -62,15 +63,17 @@ def reference_markdown(registries: Registries | None = None) -> str:
     known = load_rooms() if registries is None else registries
     parts = [
         "# Config reference",
-        "A config is one YAML file. A component is `{kind: name, ...options}` or just its name. Unknown keys arewrong.",
+        "A component is `{kind: name, ...options}` or just its name. Unknown keys are errors.",
         "## Sections",
     ]
     for title, section in SECTIONS.items():
         fields = fields_of(section)
-        inline = [n for n, o in fields.items() if any(isinstance(m, Inline) for m in split(o.annotation)[1])]
-        own = {name: option for name, option in fields.items() if name not in inline}
+        inline = inline_of(section)
+        own = {name: option for name, option in fields.items() if inline is None or name != inline[0]}
+        if inline is not None:
+            own = {"kind": replace(fields[inline[0]], default=inline[1].default or REQUIRED)} | own
         parts += [f"### {title}", summary(section)]
-        parts += [_table(own, arguments(section), known)]
+        parts += [_table(own, {"kind": "registered name; its options are further keys"} | arguments(section), known)]
     for group, registry in sorted(known.items()):
         if not registry.names():
             continue
@@ -82,13 +85,17 @@ def reference_markdown(registries: Registries | None = None) -> str:
 
 
 def summary(cls: type) -> str:
-    """Return the first paragraph of a class's docstring on one line."""
-    return " ".join((_own_doc(cls).strip() or "").split("\n\n")[0].split())
+    """Return the first paragraph of a class's docstring on one line; PyTorch's classes are named only."""
+    if cls.__module__.startswith("torch."):
+        return f"`{cls.__module__}.{cls.__qualname__}`; PyTorch documents the options."
+    return " ".join(_own_doc(cls).split("\n\n")[0].split())
 
 
 def arguments(cls: type) -> dict[str, str]:
     """Return the descriptions in the `Args:` or `Attributes:` section of a class's or its `__init__`'s docstring."""
     found: dict[str, str] = {}
+    if cls.__module__.startswith("torch."):
+        return found
     init = vars(cls).get("__init__")
     for text in (_own_doc(cls), inspect.getdoc(init) or ""):
         for name, meaning in _entries(text):
@@ -136,5 +143,5 @@ def _default(value: object) -> str:
 
 
 def _own_doc(cls: type) -> str:
-    """Return the docstring of a class itself, or of the nearest base class of moekd."""
-    return inspect.getdoc(cls) or ""
+    """Return the docstring that the class itself has, not one that it inherits."""
+    return inspect.cleandoc(vars(cls).get("__doc__") or "")

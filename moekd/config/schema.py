@@ -96,6 +96,19 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
+class MasksConfig(Section):
+    """The mask (`kind` and its options) that each tap of each teacher gets, and how masks of one teacher meet.
+
+    Attributes:
+        spec: the mask.
+        stacking: `independent`: a variant has its own mask only; `cumulative`: also those of the earlier taps of its
+            teacher, as in the released code of MST-Distill.
+    """
+
+    spec: Annotated[Spec, Inline("masks")]
+    stacking: Literal["independent", "cumulative"] = "independent"
+
+
 class RouterConfig(Section):
     """Which teachers an instance learns from.
 
@@ -194,10 +207,12 @@ class BaselineConfig(Section):
     Attributes:
         stages: the stages.
         title: name in tables.
+        router: router of its stages, by default the recipe's.
     """
 
     stages: Annotated[list[StageConfig], MinLen(1)]
     title: str = ""
+    router: RouterConfig | None = None
 
 
 class EvaluationConfig(Section):
@@ -255,12 +270,12 @@ class RecipeConfig(Section):
     """
 
     title: str = ""
-    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     paper: PaperConfig | None = None
     data: DataConfig
     student: ModelConfig
     teachers: dict[Name, ModelConfig] = {}
-    masks: Annotated[Spec, Component("masks")] | None = None
+    masks: MasksConfig | None = None
     router: RouterConfig | None = None
     stages: Annotated[list[StageConfig], MinLen(1)]
     baselines: dict[Name, BaselineConfig] = {}

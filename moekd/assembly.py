@@ -1,0 +1,152 @@
+"""Builds models, masks and routers from their config sections, and tries them on two samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import read_tensors
+from .config import ModelConfig, RouterConfig, Spec, build
+from .data import Dataset
+from .errors import ConfigError, MoekdError
+from .model import Batch, Model, tapped
+from .networks import NETWORKS
+from .randomness import seeded
+from .routers import BALANCES, GATES, SELECTIONS, Router
+from .teachers import MASKS, Mask, Stacking, Teacher, TeacherPool
+
+
+def build_model(config: ModelConfig, name: str, num_classes: int, seed: int) -> Model:
+    """Build a student, with the initial weights that belong to (seed, name)."""
+    network = _network(config, name, num_classes, seed)
+    with _at(f"{name}.taps"):
+        return Model(network, config.inputs, config.taps).to(getattr(torch, config.dtype))
+
+
+def build_pool(
+    configs: Mapping[str, ModelConfig], num_classes: int, seed: int, stacking: Stacking = "independent"
+) -> TeacherPool:
+    """Build the teachers, frozen, each with the initial weights that belong to (seed, its name)."""
+    teachers = {}
+    for name, config in configs.items():
+        where = f"teachers.{name}"
+        network = _network(config, where, num_classes, seed)
+        with _at(f"{where}.taps"):
+            teachers[name] = Teacher(network, config.inputs, config.taps, getattr(torch, config.dtype), name)
+    return TeacherPool(teachers, stacking)
+
+
+def build_masks(spec: Spec, pool: TeacherPool, sample: Batch, seed: int) -> None:
+    """Add a mask at every tap of every teacher, sized by what the tap gives for a sample."""
+    for name in pool.names:
+        for tap, shape in tap_shapes(pool.teacher(name), sample).items():
+            where = f"masks at teachers.{name}.taps '{tap}'"
+            spatial = len(shape) == 4 and shape[2:] != (1, 1)
+            with seeded(seed, where), _at(where):
+                mask: Mask = build(spec, MASKS, where=where, dim=shape[1], spatial=spatial)
+            pool.specialise(name, tap, mask)
+
+
+def build_router(config: RouterConfig, pool: TeacherPool, num_classes: int, where: str) -> Router:
+    """Build a router over the experts of a pool.
+
+    Raises:
+        ConfigError: more teachers chosen than there are, or parts that exclude each other.
+    """
+    experts = len(pool.experts)
+    if not experts:
+        raise ConfigError(f"{where}: there are no teachers to route to; add a 'teachers' section")
+    context = {"num_classes": num_classes, "num_teachers": experts}
+    selection = build(config.selection, SELECTIONS, where=f"{where}.selection", **context)
+    if selection.k is not None and selection.k > experts:
+        raise ConfigError(f"{where}.selection.k: {selection.k} teachers chosen of {experts}; lower k or add teachers")
+    return Router(
+        build(config.gate, GATES, where=f"{where}.gate", **context),
+        selection,
+        [build(spec, BALANCES, where=f"{where}.balance[{i}]", **context) for i, spec in enumerate(config.balance)],
+        config.combine,
+        config.signal,
+        config.mix,
+    )
+
+
+@torch.no_grad()
+def tap_shapes(model: Model, sample: Batch) -> dict[str, tuple[int, ...]]:
+    """Return the shape of the activation at each tap for a sample batch."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(tap: str, output: Tensor) -> None:
+        shapes[tap] = tuple(output.shape)
+
+    mode = model.training
+    model.eval()
+    with tapped(model.network, model.taps, note):
+        model.network(*model.arguments(sample))
+    model.train(mode)
+    return {tap: shapes[tap] for tap in model.taps}
+
+
+@torch.no_grad()
+def probe(model: Model, where: str, sample: Batch, num_classes: int, dataset: Dataset) -> None:
+    """Run a model on a sample.
+
+    Raises:
+        ConfigError: it can't read the data set's fields, or its classes are not the data set's.
+    """
+    mode = model.training
+    model.eval()
+    try:
+        logits = model(sample).logits
+    except MoekdError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except RuntimeError as error:
+        fields = ", ".join(f"{name} {dataset.fields[name].shape}" for name in model.inputs if name in dataset.fields)
+        raise ConfigError(f"{where}: {type(model.network).__name__} can't take {fields}: {error}") from error
+    finally:
+        model.train(mode)
+    if logits is not None and logits.shape[1] != num_classes:
+        raise ConfigError(
+            f"{where}: gives {logits.shape[1]} classes, the data set has {num_classes}; they must be the same"
+        )
+
+
+def load_weights(network: nn.Module, file: str, where: str) -> None:
+    """Load a safetensors file into a network, strictly.
+
+    Raises:
+        ConfigError: no such file, or its tensors are not the network's; the message lists what differs.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{where}.weights: no file {path}")
+    tensors, own = read_tensors(path), network.state_dict()
+    missing, extra = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    shapes = [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
+    if missing or extra or shapes:
+        lines = [("missing", missing), ("not in the network", extra), ("of another shape", shapes)]
+        text = "; ".join(
+            f"{label}: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}" for label, keys in lines if keys
+        )
+        raise ConfigError(f"{where}.weights: {path} does not fit {type(network).__name__}: {text}")
+    network.load_state_dict(tensors)
+
+
+def _network(config: ModelConfig, where: str, num_classes: int, seed: int) -> nn.Module:
+    with seeded(seed, where):
+        network: nn.Module = build(config.spec, NETWORKS, where=where, num_classes=num_classes)
+    if config.weights is not None:
+        load_weights(network, config.weights, where)
+    return network
+
+
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Put the config path before the message of an error."""
+    try:
+        yield
+    except MoekdError as error:
+        raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from error

@@ -1,0 +1,131 @@
+"""A dry run: everything that can go wrong before the first step, and what the run will cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .assembly import tap_shapes
+from .data import make_loader
+from .errors import ConfigError, MoekdError
+from .evaluation import evaluate_model
+from .model import Model
+from .program import Phase, Program
+from .recipe import Recipe
+from .stages.teacher_plan import plan_teachers
+from .stages.trainable import parameters_of, train_only
+from .step import Step
+from .trainer import make_accelerator
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a dry run found.
+
+    Attributes:
+        data: split names and their rows.
+        models: a row a model: name, kind, inputs, parameters, tap shapes, accuracy on validation data.
+        stages: a row a stage: phase, name, trains, trainable parameters, epochs, steps, teacher forwards a step,
+            memory.
+    """
+
+    data: dict[str, int]
+    models: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
+
+
+def check(recipe: Recipe, rows: int = 1024) -> CheckReport:
+    """Build a recipe, run one step of every stage on real samples, and report shapes and costs; nothing is written.
+
+    Args:
+        recipe: what to check.
+        rows: validation rows for the models' accuracy.
+
+    Raises:
+        MoekdError: the first thing that can't work, with its config path.
+    """
+    program = recipe.build()
+    make_accelerator(program)
+    sample = program.data.split("train").__getitems__(list(range(min(4, len(program.data.split("train"))))))
+    models: dict[str, Model] = {"student": program.phases[0].student}
+    models |= {f"teachers.{name}": program.pool.teacher(name) for name in program.pool.names}
+    trained = {name for phase in program.phases for stage in phase.stages for name in stage.settings.trains}
+    described = [_describe(name, model, program, sample, trained, rows) for name, model in models.items()]
+    for name in program.pool.specialised:
+        count = sum(p.numel() for p in program.pool.mask(name).parameters())
+        described.append({"name": f"mask {name}", "kind": type(program.pool.mask(name)).__name__, "parameters": count})
+    router = program.phases[0].router
+    if router is not None:
+        count = sum(p.numel() for p in router.parameters())
+        described.append({"name": "router", "kind": type(router.gate).__name__, "parameters": count})
+    stages = [
+        _dry_step(program, phase, index, sample) for phase in program.phases for index in range(len(phase.stages))
+    ]
+    return CheckReport({name: len(split) for name, split in program.data.splits.items()}, described, stages)
+
+
+def _describe(name: str, model: Model, program: Program, sample: Any, trained: set[str], rows: int) -> dict[str, Any]:
+    key = name.partition(".")[2]
+    is_trained = name in trained or (key and "teachers" in trained)
+    row = {
+        "name": name,
+        "kind": type(model.network).__name__,
+        "inputs": list(model.inputs),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "taps": {tap: list(shape[1:]) for tap, shape in tap_shapes(model, sample).items()},
+        "accuracy": None if is_trained else _accuracy(model, program, rows),
+    }
+    return row | {"trained": bool(is_trained)}
+
+
+def _accuracy(model: Model, program: Program, rows: int) -> float | None:
+    """Accuracy of a ready model on the first rows of the validation split."""
+    split = program.data.splits.get("val")
+    if split is None:
+        return None
+    batches = []
+    for batch in make_loader(split, 256, shuffle=False):
+        batches.append(batch)
+        if sum(len(b["id"]) for b in batches) >= rows:
+            break
+    model.eval()
+    metrics = evaluate_model(lambda b: model(b, ()).require_logits("check"), batches, program.data.num_classes, "cpu")
+    return float(metrics["accuracy"])
+
+
+def _dry_step(program: Program, phase: Phase, index: int, sample: Any) -> dict[str, Any]:
+    """Run forward and backward of a stage on a few samples."""
+    stage = phase.stages[index]
+    settings, models = stage.settings, program.models(phase)
+    where = ("" if phase.name == "main" else f"baselines.{phase.name}.") + f"stages.{settings.name}"
+    objectives = nn.ModuleList(settings.objectives)
+    try:
+        modules = train_only(models, settings.trains, objectives)
+        parameters = parameters_of(modules.values())
+        if not parameters:
+            raise ConfigError("nothing to train: 'trains' names no module with parameters")
+        settings.optimizer(parameters)
+        plan = plan_teachers(models, program.data, settings)
+        before = program.pool.forwards
+        step = Step(sample, models, variants=plan.variants, features=plan.features)
+        losses = [v for weighted in settings.objectives for v in weighted.terms(step).values()]
+        losses += list(step.routed.losses.values()) if step.routed is not None else []
+        if not any(loss.requires_grad for loss in losses):
+            raise ConfigError("no loss reaches what 'trains' names; check objectives and their weights")
+    except MoekdError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    batches = -(-len(program.data.split("train")) // program.data.batch_size)
+    trainable = sum(p.numel() for p in parameters)
+    return {
+        "phase": phase.name,
+        "stage": settings.name,
+        "trains": list(settings.trains),
+        "trainable": trainable,
+        "steps": settings.steps or (settings.epochs or 0) * -(-batches // settings.accumulate),
+        "teacher_forwards": 0 if plan.cached else program.pool.forwards - before,
+        "teachers": "cached" if plan.cached else plan.reason or "live",
+        "state_mb": round(trainable * 16 / 2**20, 1),
+        "losses": sorted({name for w in settings.objectives for name in w.terms(step)}),
+    }

@@ -1,0 +1,76 @@
+"""What a trainer runs: the main stages, then the baselines, over shared data and teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .model import Model
+from .routers import Router
+from .stages import RunData, Stage
+from .step import Models
+from .teachers import TeacherPool
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Stages that train one student.
+
+    Attributes:
+        name: "main" or a baseline's name.
+        title: name in tables.
+        student: a freshly initialised student.
+        router: of this phase, if any.
+        stages: in order.
+    """
+
+    name: str
+    title: str
+    student: Model
+    router: Router | None
+    stages: list[Stage]
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How the loop runs; see `trainer` in the config reference."""
+
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    log_every: int = 20
+    checkpoint_every: int | None = None
+    keep: int = 2
+    trackers: tuple[str, ...] = ("tensorboard",)
+    deterministic: bool = True
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A recipe with everything built.
+
+    Attributes:
+        phases: "main" first; baselines start from a fresh student and find the teachers as the main phase left them.
+        pool: teachers and masks.
+        data: splits and loaders.
+        test_splits: names of the splits to test on.
+        loop: settings of the loop.
+        config: the resolved configuration, for the run folder and for resuming.
+        dataset_fingerprint: identity of the data.
+        about: further facts for reports (title, data set, student).
+    """
+
+    phases: list[Phase]
+    pool: TeacherPool
+    data: RunData
+    test_splits: list[str]
+    loop: LoopSettings
+    config: dict[str, Any]
+    dataset_fingerprint: str
+    seed: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def models(self, phase: Phase) -> Models:
+        """Return what the stages of a phase work on."""
+        return Models(phase.student, self.pool, phase.router)

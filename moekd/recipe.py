@@ -1,0 +1,193 @@
+"""A validated config and the objects it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .assembly import build_masks, build_model, build_pool, build_router, probe
+from .config import (
+    OPTIMIZERS,
+    SCHEDULERS,
+    RecipeConfig,
+    RouterConfig,
+    Spec,
+    StageConfig,
+    build,
+    load_config,
+    parse_recipe,
+    recipe_dict,
+)
+from .data import DATASETS, Dataset, Split, with_labels, with_policy
+from .model import Model
+from .objectives import OBJECTIVES
+from .program import LoopSettings, Phase, Program
+from .randomness import derived_seed, seeded
+from .schedules import SCHEDULES
+from .stages import STAGES, Monitor, RunData, Stage, StageSettings, WeightedObjective
+from .teachers import TeacherPool
+from .transforms import TRANSFORMS
+
+
+class Recipe:
+    """Data, student, teachers, masks, router, stages and evaluation: one validated object.
+
+    Args:
+        config: the validated config.
+        source: where it came from, for messages.
+    """
+
+    def __init__(self, config: RecipeConfig, source: str = "config") -> None:
+        self.config, self.source = config, source
+
+    @classmethod
+    def load(cls, config: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Read a config file or a shipped config.
+
+        Args:
+            config: path of a YAML file, or name of a shipped config ("quickstart").
+            overrides: "key=value" strings such as `router.selection.k=2`.
+
+        Raises:
+            ConfigError: with every mistake in the file.
+        """
+        raw, source = load_config(str(config), overrides)
+        return cls(parse_recipe(raw, source), source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved config as plain values, defaults written out."""
+        return recipe_dict(self.config)
+
+    def build(self) -> Program:
+        """Load the data and build all models; the parts depend on the seed and their own name only.
+
+        Raises:
+            MoekdError: whatever does not fit: fields, taps, shapes, classes, routers.
+        """
+        config, seed = self.config, self.config.seed
+        dataset: Dataset = build(config.data.spec, DATASETS, where="data")
+        data = self._data(dataset)
+        stacking = config.masks.stacking if config.masks else "independent"
+        pool = build_pool(config.teachers, data.num_classes, seed, stacking)
+        sample = data.split("train").__getitems__([0, min(1, len(data.split("train")) - 1)])
+        student = self._student(data.num_classes)
+        probe(student, "student", sample, data.num_classes, dataset)
+        for name in pool.names:
+            probe(pool.teacher(name), f"teachers.{name}", sample, data.num_classes, dataset)
+        if config.masks is not None:
+            build_masks(config.masks.spec, pool, sample, seed)
+        phases = [self._phase("main", config.title or "student", config.stages, config.router, student, pool, data)]
+        for name, baseline in config.baselines.items():
+            fresh, router = self._student(data.num_classes), baseline.router or config.router
+            phases.append(self._phase(name, baseline.title or name, baseline.stages, router, fresh, pool, data))
+        return Program(
+            phases=phases,
+            pool=pool,
+            data=data,
+            test_splits=self._test_splits(data),
+            loop=LoopSettings(**{**vars(config.trainer), "trackers": tuple(config.trainer.trackers)}),
+            config=self.to_dict(),
+            dataset_fingerprint=dataset.fingerprint(),
+            seed=seed,
+            about=self._about(dataset, student),
+        )
+
+    def _data(self, dataset: Dataset) -> RunData:
+        config = self.config.data
+        splits: dict[str, Split] = {
+            name: with_policy(split, config.on_bad_sample, config.max_bad_fraction)
+            for name, split in dataset.splits.items()
+        }
+        splits["train"] = with_labels(splits["train"], config.labels, derived_seed(self.config.seed, "labels") % 2**32)
+        batch, seed = self.config.evaluation.batch_size, self.config.seed
+        return RunData(splits, list(dataset.class_names), config.batch_size, batch, config.num_workers, seed)
+
+    def _test_splits(self, data: RunData) -> list[str]:
+        return [name for name in self.config.evaluation.splits if data.split(name)]
+
+    def _student(self, num_classes: int) -> Model:
+        return build_model(self.config.student, "student", num_classes, self.config.seed)
+
+    def _phase(
+        self,
+        name: str,
+        title: str,
+        stages: Sequence[StageConfig],
+        router: RouterConfig | None,
+        student: Model,
+        pool: TeacherPool,
+        data: RunData,
+    ) -> Phase:
+        where = "" if name == "main" else f"baselines.{name}."
+        built = [self._stage(stage, f"{where}stages.{stage.name}", data.num_classes) for stage in stages]
+        uses_router = any(w.objective.routable for stage in built for w in stage.settings.objectives)
+        wanted = router if name == "main" or uses_router else None
+        with seeded(self.config.seed, f"router/{name}"):
+            chosen = build_router(wanted, pool, data.num_classes, f"{where}router") if wanted else None
+        return Phase(name, title, student, chosen, built)
+
+    def _stage(self, config: StageConfig, where: str, num_classes: int) -> Stage:
+        with seeded(self.config.seed, where):
+            objectives = [
+                WeightedObjective(
+                    build(o.spec, OBJECTIVES, where=f"{where}.objectives[{i}]", num_classes=num_classes),
+                    o.name,
+                    build(o.weight, SCHEDULES, where=f"{where}.objectives[{i}].weight")
+                    if isinstance(o.weight, Spec)
+                    else o.weight,
+                )
+                for i, o in enumerate(config.objectives)
+            ]
+            transforms = [
+                build(spec, TRANSFORMS, where=f"{where}.transforms[{i}]") for i, spec in enumerate(config.transforms)
+            ]
+        settings = StageSettings(
+            name=config.name,
+            trains=tuple(config.trains),
+            objectives=objectives,
+            transforms=transforms,
+            optimizer=partial(_optimizer, config.optimizer, f"{where}.optimizer"),
+            scheduler=partial(_scheduler, config.scheduler, f"{where}.scheduler") if config.scheduler else None,
+            epochs=config.epochs,
+            steps=config.steps,
+            monitor=Monitor(config.monitor.metric, config.monitor.mode, config.monitor.split)
+            if config.monitor
+            else None,
+            patience=config.patience,
+            clip_norm=config.clip_norm,
+            accumulate=config.accumulate,
+            ema=config.ema,
+            cache=config.cache,
+        )
+        stage: Stage = build(config.spec, STAGES, where=where, settings=settings)
+        return stage
+
+    def _about(self, dataset: Dataset, student: Model) -> dict[str, Any]:
+        config = self.config
+        return {
+            "title": config.title or self.source,
+            "dataset": config.data.spec.kind,
+            "dataset_licence": getattr(dataset, "licence", None),
+            "student": {
+                "kind": config.student.spec.kind,
+                "inputs": list(config.student.inputs),
+                "parameters": sum(p.numel() for p in student.parameters()),
+            },
+            "paper": config.paper.model_dump() if config.paper else None,
+        }
+
+
+def _optimizer(spec: Spec, where: str, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    optimizer: torch.optim.Optimizer = build(spec, OPTIMIZERS, where=where, params=parameters)
+    return optimizer
+
+
+def _scheduler(
+    spec: Spec, where: str, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    scheduler: torch.optim.lr_scheduler.LRScheduler = build(spec, SCHEDULERS, where=where, optimizer=optimizer)
+    return scheduler

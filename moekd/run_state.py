@@ -1,0 +1,68 @@
+"""Where a run is, and the weights that its checkpoints hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .program import Program
+from .teachers import TeacherPool
+
+
+@dataclass
+class RunState:
+    """Position in the program.
+
+    Attributes:
+        phase, stage: the running (or next) stage.
+        stages_done: stages that are finished.
+        saves: checkpoints written.
+        trained: teachers that a stage has trained so far; only their weights go into checkpoints.
+    """
+
+    phase: int = 0
+    stage: int = 0
+    stages_done: int = 0
+    saves: int = 0
+    trained: list[str] = field(default_factory=list)
+
+    def note_trained(self, trains: Iterable[str], pool: TeacherPool) -> None:
+        """Remember which teachers a stage trains."""
+        for name in trains:
+            if name == "teachers":
+                self.trained += [teacher for teacher in pool.names if teacher not in self.trained]
+            elif name.startswith("teachers.") and name.partition(".")[2] not in self.trained:
+                self.trained.append(name.partition(".")[2])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> RunState:
+        """Rebuild the state."""
+        return cls(**state)
+
+
+def module_states(program: Program, state: RunState) -> dict[str, Any]:
+    """Return the weights of all students and routers so far, of the masks, and of the teachers that were trained."""
+    begun = program.phases[: state.phase + 1]
+    return {
+        "students": {phase.name: phase.student.state_dict() for phase in begun},
+        "routers": {phase.name: phase.router.state_dict() for phase in begun if phase.router is not None},
+        "masks": program.pool.masks.state_dict(),
+        "teachers": {name: program.pool.teacher(name).state_dict() for name in state.trained},
+    }
+
+
+def load_modules(program: Program, states: Mapping[str, Any]) -> None:
+    """Load what `module_states` returned."""
+    for phase in program.phases:
+        if phase.name in states["students"]:
+            phase.student.load_state_dict(states["students"][phase.name])
+        if phase.router is not None and phase.name in states["routers"]:
+            phase.router.load_state_dict(states["routers"][phase.name])
+    program.pool.masks.load_state_dict(states["masks"])
+    for name, weights in states["teachers"].items():
+        program.pool.teacher(name).load_state_dict(weights)

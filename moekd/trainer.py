@@ -1,0 +1,219 @@
+"""The Accelerate loop: runs the stages of a program, records, saves, resumes, and measures the result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from .checkpoint import check_same, clean_leftovers, config_hash, find_latest, load_checkpoint, save_checkpoint
+from .errors import CheckpointError, ConfigError
+from .measure import measure
+from .program import Phase, Program
+from .progress import Progressbar
+from .randomness import random_state, restore_random_state, seed_everything
+from .run_state import RunState, load_modules, module_states
+from .stages import StageContext
+from .tracking import RunFolder, Trackers
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Runs a program in a run folder.
+
+    Args:
+        program: what to run.
+        run: where results go.
+        quiet: no progress bars.
+    """
+
+    def __init__(self, program: Program, run: RunFolder, quiet: bool = False) -> None:
+        self.program, self.run_folder = program, run
+        self.accelerator = make_accelerator(program)
+        self.is_main = self.accelerator.is_main_process
+        self.progress = Progressbar(enabled=self.is_main and not quiet)
+        self.trackers = Trackers(self.accelerator, program.loop.trackers, run)
+        self.state = RunState()
+        self.fingerprints = {name: program.pool.teacher(name).fingerprint() for name in program.pool.names}
+
+    def fit(self, resume: Path | str | None = None, allow: Collection[str] = ()) -> dict[str, Any]:
+        """Run (or continue) the program; return the results that are also in `results.json`.
+
+        Args:
+            resume: None starts anew; "auto" takes the newest valid checkpoint of the run, or starts anew and says so;
+                a path takes that checkpoint.
+            allow: config keys that may differ from the checkpoint's.
+
+        Raises:
+            CheckpointError: nothing to resume from, or it belongs to another run.
+        """
+        program = self.program
+        with self.run_folder.lock() if self.is_main else _nothing(), self.progress, _settings(program):
+            seed_everything(program.seed, self.accelerator.process_index)
+            stage_state = self.resume(resume, allow) if resume is not None else None
+            if self.is_main and stage_state is None and not self.state.stages_done:
+                clean_leftovers(self.run_folder.checkpoints)
+                self.run_folder.write_config(program.config)
+                self.run_folder.write_environment()
+            self.trackers.start(program.config)
+            for index in range(self.state.phase, len(program.phases)):
+                self.run_phase(index, program.phases[index], stage_state)
+                stage_state = None
+            results = measure(program, self.accelerator, self.run_folder, self.progress)
+            if self.is_main:
+                self.run_folder.write_results(results)
+            self.trackers.end()
+        return results
+
+    def run_phase(self, index: int, phase: Phase, stage_state: Mapping[str, Any] | None) -> None:
+        """Run the stages of a phase that are left."""
+        for position in range(self.state.stage, len(phase.stages)):
+            self.state.phase, self.state.stage = index, position
+            stage = phase.stages[position]
+            self.state.note_trained(stage.settings.trains, self.program.pool)
+            stage.run(self.context(phase), stage_state)
+            stage_state = None
+            self.state.stages_done += 1
+            last = position + 1 == len(phase.stages)
+            self.state.phase, self.state.stage = (index + 1, 0) if last else (index, position + 1)
+            self.save({})
+        self.state.phase, self.state.stage = index + 1, 0
+
+    def context(self, phase: Phase) -> StageContext:
+        """Return what a stage of a phase gets."""
+        loop = self.program.loop
+        return StageContext(
+            accelerator=self.accelerator,
+            models=self.program.models(phase),
+            data=self.program.data,
+            phase=phase.name,
+            log=self.log,
+            save=self.save,
+            progress=self.progress,
+            log_every=loop.log_every,
+            checkpoint_every=loop.checkpoint_every,
+        )
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Write a record to the run folder and its scalars to the trackers."""
+        if not self.is_main:
+            return
+        self.run_folder.log(record)
+        scalars = {key: record[key] for key in ("losses", "metrics", "shares", "lr", "entropy") if key in record}
+        if scalars:
+            prefix = f"{record['phase']}/{record['stage']}"
+            self.trackers.log({f"{prefix}/{record['type']}": scalars}, step=record["step"])
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save(self, stage_state: Mapping[str, Any]) -> None:
+        """Write a checkpoint; the main process writes, the others give their random state."""
+        randoms = self.gather_random_states()
+        if self.is_main:
+            state = {
+                "models": module_states(self.program, self.state),
+                "stage": dict(stage_state),
+                "random": {"ranks": randoms, "main": random_state()},
+            }
+            meta = self.meta() | {"run": self.state.to_dict(), "metrics_position": self.run_folder.position()}
+            name = f"{self.state.saves:06d}"
+            self.state.saves += 1
+            save_checkpoint(self.run_folder.checkpoints, name, state, meta, keep=self.program.loop.keep)
+        self.accelerator.wait_for_everyone()
+
+    def meta(self) -> dict[str, Any]:
+        """Return what must be the same when a run goes on."""
+        return {
+            "config": self.program.config,
+            "config_hash": config_hash(self.program.config),
+            "teacher_fingerprints": self.fingerprints,
+            "dataset_fingerprint": self.program.dataset_fingerprint,
+            "world_size": self.accelerator.num_processes,
+        }
+
+    def resume(self, resume: Path | str, allow: Collection[str]) -> Mapping[str, Any] | None:
+        """Load a checkpoint into the program; return the state of the stage it was saved in, or None at a boundary."""
+        path = self.find(resume)
+        if path is None:
+            return None
+        state, meta = load_checkpoint(path)
+        check_same(meta, self.meta(), allow)
+        self.state = RunState.from_dict(meta["run"])
+        load_modules(self.program, state["models"])
+        restore_random_state(state["random"]["main"])
+        if self.accelerator.num_processes > 1:
+            torch.set_rng_state(state["random"]["ranks"][self.accelerator.process_index].cpu())
+        if self.is_main:
+            clean_leftovers(self.run_folder.checkpoints)
+            self.run_folder.truncate_to(meta["metrics_position"])
+        self.progress.say(f"resumed from {path}")
+        return state["stage"] or None
+
+    def find(self, resume: Path | str) -> Path | None:
+        """Return the checkpoint to resume from."""
+        if resume != "auto":
+            path = Path(resume)
+            if not path.is_dir():
+                raise CheckpointError(f"no checkpoint at {path}; --resume auto takes the newest of the run")
+            return path
+        path_or_none, skipped = find_latest(self.run_folder.checkpoints)
+        for bad, reason in skipped:
+            self.progress.say(f"skipped the checkpoint {bad.name}: {reason}")
+        if path_or_none is None:
+            self.progress.say("no checkpoint to resume from: the run starts from the beginning")
+        return path_or_none
+
+    def gather_random_states(self) -> torch.Tensor:
+        """Return the torch generator states of all processes, `[processes, bytes]`."""
+        mine = torch.get_rng_state()[None]
+        if self.accelerator.num_processes == 1:
+            return mine
+        gathered: torch.Tensor = self.accelerator.gather(mine.to(self.accelerator.device))
+        return gathered.cpu()
+
+
+def make_accelerator(program: Program) -> Accelerator:
+    """Return an Accelerator for the program's device and precision.
+
+    Raises:
+        ConfigError: the machine can't do what is asked for.
+    """
+    loop = program.loop
+    if loop.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("trainer.device: 'cuda' is asked for, but there is no usable GPU; use auto or cpu")
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+    try:
+        return Accelerator(
+            mixed_precision=loop.mixed_precision,
+            cpu=loop.device == "cpu" or not torch.cuda.is_available(),
+            kwargs_handlers=[ddp],
+        )
+    except ValueError as error:
+        raise ConfigError(f"trainer.mixed_precision: '{loop.mixed_precision}' can't be used here: {error}") from error
+
+
+@contextmanager
+def _settings(program: Program) -> Iterator[None]:
+    """Apply the process-wide settings of the loop and put the old ones back."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if program.loop.threads is not None:
+        torch.set_num_threads(program.loop.threads)
+    torch.use_deterministic_algorithms(program.loop.deterministic, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

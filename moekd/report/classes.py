@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
 
 from .figures import BLUE, ORANGE, Drawing, finish, new_figure, shorten
 from .run import Run, mapping, number, numbers
@@ -55,7 +56,10 @@ def class_names(run: Run, size: int) -> list[str]:
 
 
 def frequent(rows: Sequence[ClassRow], limit: int = LIMIT) -> tuple[list[int], str]:
-    """Return the indices of at most `limit` classes, most frequent first, and a note on the choice (empty: all shown)."""
+    """Return the indices of at most `limit` classes, most frequent first, and a note on the choice.
+
+    Without a choice to make, the classes stay in label order and the note is empty.
+    """
     if len(rows) <= limit:
         return list(range(len(rows))), ""
     if any(math.isnan(row.n) for row in rows):
@@ -105,10 +109,10 @@ def teacher_use(run: Run, rows: Sequence[ClassRow]) -> list[Drawing]:
     names = class_names(run, len(by_class))
     known = list(rows) if len(rows) == len(names) else [ClassRow(name, math.nan, math.nan, math.nan) for name in names]
     shown, note = frequent(known)
-    table = np.ma.masked_invalid(np.array([by_class[index] for index in shown]))
+    table = np.array([by_class[index] for index in shown], dtype=np.float64)
     figure, (axis,) = new_figure(1.5 + 0.21 * len(shown))
     colors = LinearSegmentedColormap.from_list("use", ["#F7FBFF", "#6BAED6", "#08306B"]).with_extremes(bad="#DDDDDD")
-    axis.imshow(table, cmap=colors, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axis.imshow(np.ma.masked_invalid(table), cmap=colors, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axis.grid(False)
     axis.xaxis.tick_top()
     crowded = len(variants) > 3
@@ -123,14 +127,15 @@ def teacher_use(run: Run, rows: Sequence[ClassRow]) -> list[Drawing]:
     axis.tick_params(length=0)
     if len(variants) <= 8:
         _annotate(axis, table)
-    top = [variants[int(i)] for i in np.unique(table[~table.mask.any(axis=1)].argmax(axis=1))] if table.count() else []
-    alt = f"Heat map of the share of rows routed to each teacher variant, by class; most used in some class: {', '.join(top)}."
+    used = table[np.isfinite(table).all(axis=1)]
+    top = ", ".join(variants[index] for index in np.unique(used.argmax(axis=1))) or "none"
+    alt = f"Heat map of the share of rows routed to each teacher variant, by class; first in some class: {top}."
     caption = f"who teaches which class: share of a class's rows routed to each variant. {note}".strip()
     return [finish(figure, "teacher-use", "routing", alt, caption)]
 
 
-def _annotate(axis: Any, table: np.ma.MaskedArray) -> None:
-    for (row, column), share in np.ndenumerate(table.filled(np.nan)):
+def _annotate(axis: Axes, table: NDArray[np.float64]) -> None:
+    for (row, column), share in np.ndenumerate(table):
         text = "" if math.isnan(share) else f"{100 * share:.0f}%"
         color = "white" if share > 0.55 else "#222222"
         axis.text(column, row, text, ha="center", va="center", fontsize=7.5, color=color)

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from .figures import BLUE, LINES, PALETTE, RED, Drawing, finish, legend_below, new_figure, shorten, slug
+from .figures import BLUE, LINES, PALETTE, RED, Drawing, finish, new_figure, shorten, slug
 from .run import Record, Run, mapping, number
 
 MONITORS = ("miou", "accuracy", "balanced_accuracy", "weighted_f1")
@@ -45,6 +45,8 @@ def _stage_curves(
 ) -> Drawing | None:
     phase, stage = key
     losses = _series([(record.get("step"), mapping(record.get("losses"))) for record in train])
+    if len(losses) == 2:
+        losses.pop("total", None)
     metric = next((m for m in (monitored(dict(mapping(r.get("metrics")))) for r in validation) if m), None)
     measured = _series([(r.get("step"), mapping(r.get("metrics"))) for r in validation])
     panels = [name for name, there in (("loss", bool(losses)), ("metric", metric in measured)) if there]
@@ -82,7 +84,7 @@ def _draw_losses(axis: Axes, losses: dict[str, list[tuple[float, float]]], valid
     return " ".join(f"{name} goes from {line[0][1]:.3g} to {line[-1][1]:.3g}." for name, line in losses.items())
 
 
-def _draw_metric(axis: Axes, metric: str, line: list[tuple[float, float]], best_step: float | None) -> str:
+def _draw_metric(axis: Axes, metric: str, line: list[tuple[float, float]], best_step: float) -> str:
     axis.plot(*_columns(line), color=BLUE, marker="o", ms=3.5)
     axis.set_ylabel(f"validation {metric}".replace("_", " "))
     if all(0 <= value <= 1 for _, value in line if math.isfinite(value)):
@@ -94,17 +96,16 @@ def _draw_metric(axis: Axes, metric: str, line: list[tuple[float, float]], best_
     return f"Validation {metric} goes from {line[0][1]:.3f} to {line[-1][1]:.3f}."
 
 
-def _best_step(validation: Sequence[Record], end: Record) -> float | None:
-    """Step of the validation at the epoch that the stage kept."""
+def _best_step(validation: Sequence[Record], end: Record) -> float:
+    """Step of the validation at the epoch that the stage kept; NaN if it kept the last one."""
     epoch = end.get("best_epoch")
-    if epoch is None:
-        return None
-    return next((number(record.get("step")) for record in validation if record.get("epoch") == epoch), None)
+    steps = (number(record.get("step")) for record in validation if record.get("epoch") == epoch)
+    return math.nan if epoch is None else next(steps, math.nan)
 
 
 def _routing_curve(key: tuple[str, str], records: Sequence[Record]) -> Drawing:
     phase, stage = key
-    epochs = [number(record.get("epoch", index)) for index, record in enumerate(records)]
+    epochs = [number(record.get("epoch", index)) + 1 for index, record in enumerate(records)]
     shares = _largest([mapping(record.get("shares")) for record in records], len(PALETTE) - 1)
     entropy = [number(record.get("entropy")) for record in records]
     panels = 2 if any(map(math.isfinite, entropy)) else 1

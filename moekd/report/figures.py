@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from ..atomic import write_bytes
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY = (
     "#0072B2",
@@ -33,7 +34,7 @@ PALETTE = [BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY]
 LINES = ["-", "--", "-.", ":"]
 WIDTH = 4.6
 DPI = 200
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -58,7 +59,16 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished figure: file name without ending, section of the page, words for it, PNG bytes, width in CSS pixels."""
+    """A finished figure.
+
+    Attributes:
+        slug: file name without its ending.
+        section: part of the page that shows it.
+        alt: what the figure says, for those who can't see it.
+        caption: what the figure shows.
+        png: the file.
+        width: natural width in CSS pixels.
+    """
 
     slug: str
     section: str
@@ -93,11 +103,14 @@ def finish(figure: Figure, slug: str, section: str, alt: str, caption: str) -> D
 
 def styled() -> Any:
     """Return the context in which figures have to be drawn and rendered; nothing outside of it changes."""
-    return matplotlib.rc_context(STYLE)
+    return matplotlib.rc_context(rc=STYLE)
 
 
 def shorten(text: str, limit: int = 24) -> str:
-    """Cut a name in the middle so that it fits beside an axis; legends skip names with a leading underscore, so pad it."""
+    """Cut a name in the middle so that it fits beside an axis.
+
+    A leading underscore is padded, because legends leave out names that start with one.
+    """
     text = " ".join(str(text).split()) or "(no name)"
     if len(text) > limit:
         head = (limit - 3) * 2 // 3
@@ -110,22 +123,8 @@ def slug(*parts: str) -> str:
     return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") or "x" for part in parts)
 
 
-def legend_below(axis: Axes, columns: int = 2) -> None:
-    """Put a legend under the axis if it has labelled lines."""
-    handles, labels = axis.get_legend_handles_labels()
-    if handles:
-        axis.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, columnspacing=1.2)
-
-
 def save(drawings: Sequence[Drawing], folder: Path) -> None:
-    """Write the figures as PNG files, each under a temporary name first."""
+    """Write the figures as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     for drawing in drawings:
-        write_atomic(folder / f"{drawing.slug}.png", drawing.png)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that it is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+        write_bytes(folder / f"{drawing.slug}.png", drawing.png)

@@ -10,9 +10,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..atomic import write_text
 from .classes import ClassRow, class_accuracy, class_rows, frequent, teacher_use
 from .curves import routing_curves, training_curves
-from .figures import Drawing, save, styled, write_atomic
+from .figures import Drawing, save, styled
 from .run import Run, mapping, number, read_run
 from .summary import duration, key_numbers, primary_split, routing_sentence, summary
 from .table import Row, best, count, decimal, percent, points, results_table
@@ -23,10 +24,11 @@ SECTIONS = ("training", "baselines", "routing", "classes")
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a sortable table: what is shown, and the number it is sorted by (None: by its text)."""
+    """One cell of a sortable table: what is shown, the number it is sorted by (None: by its text), small print."""
 
     text: str
     value: float | None = None
+    detail: str = ""
 
     @property
     def sort(self) -> str:
@@ -82,8 +84,7 @@ def write_report(run: Path) -> Path:
         config=data.config_text,
     )
     target = data.path / "report.html"
-    write_atomic(target, page.encode())
-    return target
+    return write_text(target, page)
 
 
 def render(template: str, **values: Any) -> str:
@@ -124,7 +125,7 @@ def _results(rows: Sequence[Row], split: str) -> PageTable:
     table = []
     for row in here:
         gap = student.headline - row.headline if student and row is not student else math.nan
-        cells = [Cell(row.model), Cell(row.role)]
+        cells = [Cell(row.model, detail=row.title if row.title != row.model else ""), Cell(row.role)]
         cells += [Cell(percent(row.miou), row.miou)] if dense else []
         cells += [Cell(percent(v), v) for v in (row.accuracy, row.balanced_accuracy, row.weighted_f1)]
         cells += [Cell(decimal(row.loss), row.loss)]
@@ -158,11 +159,10 @@ def _stages(run: Run) -> PageTable | None:
             number(end.get(key)) for key in ("epochs", "steps", "seconds", "best_epoch", "peak_memory_mb")
         )
         rate = steps / seconds if seconds > 0 else math.nan
-        rows.append(
-            [Cell(str(end.get("phase", "main"))), Cell(str(end.get("stage", "")))]
-            + [Cell(count(epochs), epochs), Cell(count(steps), steps), Cell(duration(seconds), seconds)]
-            + [Cell(decimal(rate, 1), rate), Cell(count(chosen), chosen), Cell(count(memory), memory)]
-        )
+        cells = [Cell(str(end.get("phase", "main"))), Cell(str(end.get("stage", "")))]
+        cells += [Cell(count(epochs), epochs), Cell(count(steps), steps), Cell(duration(seconds), seconds)]
+        cells += [Cell(decimal(rate, 1), rate), Cell(count(chosen + 1), chosen), Cell(count(memory), memory)]
+        rows.append(cells)
     return PageTable("cost of each stage", header, rows)
 
 

@@ -17,7 +17,7 @@ def primary_split(rows: Sequence[Row]) -> str | None:
 
 
 def summary(run: Run, rows: Sequence[Row]) -> str:
-    """Return one paragraph: the student's number, its distance to the best baseline and teacher, and how sure that is."""
+    """Return one paragraph: the student's number, its distance to the best of the others, and how sure that is."""
     split = primary_split(rows)
     student = best(rows, "student", split) if split else None
     if student is None or split is None:
@@ -65,7 +65,7 @@ def unfinished(run: Run) -> str:
     metrics = dict(mapping(last.get("metrics")))
     metric = monitored(metrics)
     value = f", {metric.replace('_', ' ')} {number(metrics[metric]):.3f}" if metric else ""
-    return f"{words} Last validation: stage {last.get('stage')}, epoch {last.get('epoch')}{value}."
+    return f"{words} Last validation: stage {last.get('stage')}, epoch {count(number(last.get('epoch')) + 1)}{value}."
 
 
 def key_numbers(run: Run, rows: Sequence[Row]) -> list[tuple[str, str, str]]:

@@ -19,13 +19,14 @@ ORDER: dict[Role, int] = {"student": 0, "baseline": 1, "teacher": 2}
 
 @dataclass(frozen=True)
 class Row:
-    """One model on one split; shares in [0, 1], loss in nats, NaN where unknown.
+    """One model on one split; shares in [0, 1], loss in nats, NaN where unknown; `title` says what the model is.
 
     `headline` is the number that models are compared by: mIoU for dense results, else accuracy.
     """
 
     split: str
     model: str
+    title: str
     role: Role
     accuracy: float
     balanced_accuracy: float
@@ -51,12 +52,11 @@ def results_table(results: Mapping[str, Any], teachers: Iterable[str] = ()) -> l
     """Return one row a split and model: the student, then baselines from best to worst, then teachers likewise.
 
     Args:
-        results: results.json. A model's role and parameters are taken from its optional part
-            `models: {name: {role, parameters}}`; otherwise the names in `teachers` and the routed variants are
-            teachers and the rest are baselines.
-        teachers: names of the teachers, if the config is at hand.
+        results: results.json; the sizes of the models are its part `parameters`, what they are its part `titles`.
+        teachers: names of the teachers in the config. They, the names in `results["teachers"]`, and the routed
+            variants are teachers; "student" is the student; all others are baselines.
     """
-    known = {str(name) for name in teachers} | set(mapping(results.get("teachers")))
+    known = {str(name) for name in [*teachers, *(results.get("teachers") or [])]}
     variants = mapping(results.get("routing")).get("variants") or []
     known |= {str(variant) for variant in variants} | {str(variant).split("/")[0] for variant in variants}
     rows = [
@@ -121,16 +121,14 @@ def print_table(results: Mapping[str, Any], teachers: Iterable[str] = (), consol
 
 
 def _row(results: Mapping[str, Any], split: str, model: str, metrics: Mapping[str, Any], teachers: set[str]) -> Row:
-    described = mapping(mapping(results.get("models")).get(model))
-    if model == "student":
-        described = {**mapping(results.get("student")), **described}
-    role = described.get("role")
-    if role not in ORDER:
-        role = "student" if model == "student" else "teacher" if model in teachers else "baseline"
-    parameters, n = number(described.get("parameters")), number(metrics.get("n"))
+    role: Role = "student" if model == "student" else "teacher" if model in teachers else "baseline"
+    parameters, n = number(mapping(results.get("parameters")).get(model)), number(metrics.get("n"))
+    if role == "student" and math.isnan(parameters):
+        parameters = number(mapping(results.get("student")).get("parameters"))
     return Row(
         split=split,
         model=model,
+        title=str(mapping(results.get("titles")).get(model) or model),
         role=role,
         parameters=None if math.isnan(parameters) else int(parameters),
         n=None if math.isnan(n) else int(n),

@@ -63,8 +63,8 @@ def _records(generator: np.random.Generator, routing: bool, finished: bool) -> l
     records: list[dict[str, Any]] = []
     for phase, stage in runs if finished else runs[:2]:
         where = {"phase": phase, "stage": stage}
-        for epoch in range(1, 11):
-            step, decay = 40 * epoch, math.exp(-epoch / 4)
+        for epoch in range(10):
+            step, decay = 40 * (epoch + 1), math.exp(-(epoch + 1) / 4)
             losses = {
                 name: (2.3 * decay + 0.4 * (i + 1)) * (0.02 if name == "kl_to_uniform" else 1)
                 + 0.01 * generator.standard_normal()
@@ -146,10 +146,9 @@ def _results(
         "seed": seed,
         "class_names": names,
         "student": {"parameters": 61706, "kind": "lenet5"},
-        "models": {
-            "multimodal": {"role": "teacher", "parameters": 1809752},
-            "audio": {"role": "teacher", "parameters": 343562},
-        },
+        "teachers": list(TEACHERS),
+        "titles": {"student": title, "uniform_mix": "uniform mix of all variants"},
+        "parameters": {**dict.fromkeys(models, 61706), "multimodal": 1809752, "audio": 343562},
         "test": {
             split: {
                 model: measured(value + shift + noise * generator.standard_normal()) for model, value in models.items()

@@ -5,12 +5,15 @@ Shapes: B batch, T teacher variants.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from ..distributed import batch_mean
 from ..registry import Registry
 from ..schedules import Progress, Schedule
+from ..signals import full_precision
 
 
 class Balance(nn.Module):
@@ -40,10 +43,10 @@ def kl_to_uniform(probs_BT: Tensor, normalize_by_experts: bool = False) -> Tenso
         normalize_by_experts: divide by T, as the released MST-Distill code does (`batchmean` over a vector of length
             T).
     """
-    mean_T = batch_mean(probs_BT.float())
+    mean_T = batch_mean(full_precision(probs_BT))
     experts = mean_T.shape[0]
     log_mean_T = mean_T.clamp_min(torch.finfo(mean_T.dtype).tiny).log()
-    divergence = -(log_mean_T.mean() + torch.log(torch.tensor(float(experts), device=mean_T.device)))
+    divergence = -(log_mean_T.mean() + math.log(experts))
     return divergence / experts if normalize_by_experts else divergence
 
 
@@ -53,7 +56,7 @@ def coefficient_of_variation(probs_BT: Tensor) -> Tensor:
     Args:
         probs_BT: routing probabilities `[B, T]`.
     """
-    mean_T = batch_mean(probs_BT.float())
+    mean_T = batch_mean(full_precision(probs_BT))
     if mean_T.shape[0] == 1:
         return mean_T.sum() * 0.0
     return mean_T.std() / mean_T.mean().clamp_min(torch.finfo(mean_T.dtype).tiny)

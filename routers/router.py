@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..distributed import masked_mean
 from ..errors import ConfigError, ModelError
+from ..signals import full_precision
 from .balance import Balance
 from .gates import Gate
 from .routing import Combine, Mix, Routing, Signal
@@ -69,7 +70,7 @@ class Router(nn.Module):
 
     def forward(self, step: Step) -> Routing:
         """Return the routing of the step's instances."""
-        logits = self.gate(step).float()
+        logits = full_precision(self.gate(step))
         experts = len(step.pool.experts)
         if logits.dim() != 2 or logits.shape[1] != experts:
             raise ModelError(
@@ -91,7 +92,12 @@ class Router(nn.Module):
 
     def _task_loss(self, step: Step, weights_BT: Tensor) -> Tensor:
         """Cross-entropy of the teachers' mixture, `-log sum_t w_t p_t(label)`, over the labelled rows."""
-        log_probs = step.teachers.detach().logits.log_softmax(dim=2)
+        log_probs = full_precision(step.teachers.detach().logits).log_softmax(dim=2)
+        if log_probs.dim() != 3:
+            raise ModelError(
+                f"router.signal 'task' needs one label an instance; the teachers' logits are {tuple(log_probs.shape)}, "
+                "expected [batch, teachers, classes]; use signal 'kd' or 'aux_only' for dense logits"
+            )
         labels, mask = step.batch["label"], step.batch.get("labelled")
         safe = labels if mask is None else labels.where(mask, labels.new_zeros(()))
         index = safe[:, None, None].expand(-1, log_probs.shape[1], 1)

@@ -1,7 +1,7 @@
 """Teachers, their masked variants and the pool that runs them."""
 
 from .masks import MASKS, FeatureAttentionMask, Mask
-from .pool import TeacherPool, Variant
+from .pool import Stacking, TeacherPool, Variant
 from .teacher import Teacher
 
-__all__ = ["MASKS", "FeatureAttentionMask", "Mask", "Teacher", "TeacherPool", "Variant"]
+__all__ = ["MASKS", "FeatureAttentionMask", "Mask", "Stacking", "Teacher", "TeacherPool", "Variant"]

@@ -33,10 +33,9 @@ class FeatureAttentionMask(Mask):
 
     Every feature becomes a token of size `h = floor(dim / (hidden_factor * heads)) * heads`: Linear(dim -> h * dim),
     reshape to `[B, dim, h]`, multi-head self-attention without residual, norm or position code, Linear(h -> 1),
-    sigmoid. Maps are first
-    reduced to one vector: depthwise 3x3 convolution of stride 2, 1x1 convolution, batch norm, ReLU, global average
-        pool;
-    their mask is one weight a channel. Parameter names are those of the released code, so its weights load.
+    sigmoid. Maps are first reduced to one vector: depthwise 3x3 convolution of stride 2, 1x1 convolution, batch norm,
+    ReLU, global average pool; their mask is one weight a channel. Parameter names are those of the
+    released code, so its weights load.
 
     Args:
         dim: features (vectors) or channels (maps) of the tapped layer.
@@ -75,6 +74,7 @@ class FeatureAttentionMask(Mask):
             raise ModelError(
                 f"mask for {self.dim} features got an activation {tuple(shape)}; check the tap it was built for"
             )
+        activation = activation.to(self.embed.weight.dtype)
         if self.spatial:
             vector = self.spatial_reduce(activation)
         elif activation.numel() == shape[0] * self.dim:

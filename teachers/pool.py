@@ -202,6 +202,11 @@ class TeacherPool(nn.Module):
                 raise ModelError(
                     f"tap '{tap}' of teacher '{teacher.name}' fires twice in one forward; tap another module"
                 )
+            if cumulative and variant != active[len(order) - 1]:
+                raise ModelError(
+                    f"masks of teacher '{teacher.name}' stack in the order {[v.tap for v in active]}, but tap '{tap}' "
+                    "fires earlier; specialise the taps in the order of the forward, or use sharing='replicate'"
+                )
             source = len(order) - 1 if cumulative else 0
             part = output[source * size : (source + 1) * size]
             order.append(variant.name)
@@ -245,15 +250,25 @@ class TeacherPool(nn.Module):
         record: Sequence[str] | None,
     ) -> Signals:
         self.forwards += 1
-        with tapped(teacher.network, [variant.tap for variant in active if variant.tap], on_tap):
-            return teacher(batch, record)
+        silent = {variant.tap for variant in active if variant.tap}
+
+        def note(tap: str, output: Tensor) -> Tensor:
+            silent.discard(tap)
+            return on_tap(tap, output)
+
+        with tapped(teacher.network, list(silent), note):
+            signals = teacher(batch, record)
+        if silent:
+            raise ModelError(f"taps {sorted(silent)} of teacher '{teacher.name}' take no part in its forward")
+        return signals
 
     def _prefix_is_exact(self, teacher: Teacher, batch: Batch, active: Sequence[Variant]) -> bool:
         """Tell whether the teacher takes a batch that grows at its taps; tried once with a few rows and remembered."""
-        if self.sharing != "auto":
-            return self.sharing == "prefix"
+        size = _batch_size(teacher, batch)
+        if self.sharing != "auto" or size == 0:
+            return self.sharing == "prefix" and size > 0
         if teacher.name not in self._shares_prefix:
-            few = {field: batch[field][:3] for field in teacher.inputs}
+            few = {field: batch[field][torch.arange(3) % size] for field in teacher.inputs}
             count = self.forwards
             masks = [
                 self.mask(v.name) for v in self._variants.values() if v.teacher == teacher.name and v.tap is not None

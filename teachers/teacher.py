@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,8 +72,14 @@ class Teacher(Model):
         return Signals(signals.logits.float(), signals.features, signals.embeddings, signals.heads)
 
     def fingerprint(self) -> str:
-        """Return a sha256 over weights, buffers, inputs and network class: equal fingerprints give equal signals."""
-        digest = hashlib.sha256(f"{type(self.network).__name__}|{self.inputs}|{self.dtype}".encode())
+        """Return a sha256 over weights, buffers, inputs and the printed structure of the network and the heads.
+
+        Whatever changes the signals should change it, so a network says its settings in its weights or in `extra_repr`.
+        """
+        structure = re.sub(
+            r" at 0x[0-9a-f]+", "", f"{self.network!r}|{self.heads!r}|{sorted(self.head_inputs.items())}"
+        )
+        digest = hashlib.sha256(f"{structure}|{self.inputs}|{self.dtype}".encode())
         for key, tensor in sorted(self.state_dict().items()):
             digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

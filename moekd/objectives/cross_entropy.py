@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..signals import full_precision
 from .base import OBJECTIVES, Loss, LossTerm, Objective
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, 
         logits: `[B, C]` or `[B, C, H, W]`; labels: `[B]` or `[B, H, W]`; result: `[B]`.
     """
     loss = F.cross_entropy(
-        logits.float(), labels, reduction="none", label_smoothing=label_smoothing, ignore_index=ignore_index
+        full_precision(logits), labels, reduction="none", label_smoothing=label_smoothing, ignore_index=ignore_index
     )
     if loss.dim() == 1:
         return loss
@@ -35,7 +36,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, 
 
 @OBJECTIVES.register("cross_entropy")
 class CrossEntropy(Objective):
-    """Cross-entropy against the labels; rows without a label (few-label data) do not count.
+    """Cross-entropy against the labels; rows without a label (few-label data), or with nothing but ignored labels, do
+    not count.
 
     Args:
         on: who learns from the labels: `student`, `teachers` (every one), `all` (student and teachers), or a
@@ -51,8 +53,12 @@ class CrossEntropy(Objective):
     def forward(self, step: Step) -> Mapping[str, Loss]:
         """Return one loss a model: `{"cross_entropy/student": ...}`."""
         labels = step.batch["label"]
-        mask = step.batch.get("labelled")
-        safe = labels if mask is None or labels.dim() > 1 else labels.where(mask, labels.new_zeros(()))
+        mask = (labels != self.ignore_index).flatten(1).any(dim=1) if labels.dim() > 1 else labels != self.ignore_index
+        safe = labels
+        if "labelled" in step.batch:
+            labelled = step.batch["labelled"]
+            mask = mask & labelled
+            safe = labels.where(labelled.reshape(-1, *[1] * (labels.dim() - 1)), labels.new_zeros(()))
         names = self._models(step.pool)
         return {
             f"cross_entropy/{name}": LossTerm(

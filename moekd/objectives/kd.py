@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ModelError
-from ..signals import Signals
+from ..signals import Signals, full_precision
 from .base import OBJECTIVES, Loss, PairwiseObjective
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ def kd_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4
 
     Shape:
         student_logits, teacher_logits: `[B, C]` or dense `[B, C, ...]`; the class axis is 1. Result: `[B]`, the mean
-            over
-        the remaining axes (pixels).
+            over the remaining axes (pixels).
 
     Raises:
         ModelError: the shapes differ.
@@ -43,8 +42,8 @@ def kd_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4
             f"kd_kl: student logits {tuple(student_logits.shape)} and teacher's {tuple(teacher_logits.shape)} differ; "
             "teacher and student must share the class set"
         )
-    student = F.log_softmax(student_logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
+    student = F.log_softmax(full_precision(student_logits) / temperature, dim=1)
+    teacher = F.log_softmax(full_precision(teacher_logits) / temperature, dim=1)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
     return temperature**2 * (divergence.flatten(1).mean(dim=1) if divergence.dim() > 1 else divergence)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import TYPE_CHECKING
 
+from ..signals import full_precision
 from .base import OBJECTIVES, Loss, Objective
 from .kd import kd_kl
 
@@ -36,7 +37,7 @@ class MutualKD(Objective):
         """Return `{"mutual_kd": [B]}`, summed over the pairs."""
         names = ["student", *step.pool.names]
         logits = {name: step.signals(name).require_logits("mutual_kd") for name in names}
-        total = logits["student"].new_zeros(logits["student"].shape[0], dtype=logits["student"].float().dtype)
+        total = full_precision(logits["student"].new_zeros(logits["student"].shape[0]))
         for learner, target in permutations(names, 2):
             goal = logits[target].detach() if self.detach_target else logits[target]
             total = total + kd_kl(logits[learner], goal, self.temperature)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..signals import Signals
+from ..signals import Signals, full_precision
 from .base import OBJECTIVES, Loss, Objective, PairwiseObjective
 from .kd import KD
 
@@ -117,9 +117,10 @@ def mixed_teacher(logits_BTC: Tensor, weights_BT: Tensor, mix: str = "probs", te
     Shape:
         logits_BTC: `[B, T, C, ...]`; weights_BT: `[B, T]`, rows sum to 1; result: logits `[B, C, ...]`.
     """
-    weights = weights_BT.reshape(*weights_BT.shape, *[1] * (logits_BTC.dim() - 2)).float()
+    weights = full_precision(weights_BT).reshape(*weights_BT.shape, *[1] * (logits_BTC.dim() - 2))
+    logits = full_precision(logits_BTC)
     if mix == "logits":
-        return Signals((weights * logits_BTC.float()).sum(dim=1))
+        return Signals((weights * logits).sum(dim=1))
     log_weights = weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
-    log_probs = (logits_BTC.float() / temperature).log_softmax(dim=2)
+    log_probs = (logits / temperature).log_softmax(dim=2)
     return Signals(temperature * torch.logsumexp(log_weights + log_probs, dim=1))

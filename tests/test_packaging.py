@@ -68,6 +68,7 @@ def build(hook: str, source: Path, output: Path) -> Path:
         [sys.executable, "-c", code, str(output)], cwd=source, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "is absent from the `packages` configuration" not in done.stderr
     (built,) = output.iterdir()
     return built
 

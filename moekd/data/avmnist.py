@@ -28,8 +28,9 @@ from .storage import cached_array, data_home, load_array, read_manifest
 
 Preset = Literal["easy", "hard", "asym", "asym_image", "asym_audio", "original"]
 
+SAMPLE_RATE = 8000
 SAMPLES = 8064
-SPECTROGRAM = LogMel(sample_rate=8000, n_fft=1024, window=256, hop=72, mels=112, frames=112)
+SPECTROGRAM = LogMel(n_fft=1024, window=256, hop=72, mels=112, frames=112)
 SNR_DB = (-15.0, -5.0)
 COMPONENTS = 4
 HARD_IMAGE = {"hard", "asym_audio"}
@@ -210,7 +211,7 @@ class Mixer:
         return speech
 
     def _spectrograms(self, waves_BS: NDArray[np.float32]) -> NDArray[np.uint8]:
-        scaled = SPECTROGRAM(torch.from_numpy(waves_BS)).mul_(255).round_()
+        scaled = SPECTROGRAM(torch.from_numpy(waves_BS), SAMPLE_RATE).mul_(255).round_()
         codes: NDArray[np.uint8] = scaled.to(torch.uint8).unsqueeze(1).numpy()
         return codes
 

@@ -26,6 +26,7 @@ from .fingerprint import digest
 
 Batch = dict[str, Any]
 Ids = NDArray[np.int64]
+UNLABELLED = -1
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ class Split(data.Dataset[Batch]):
     Args:
         name: name of the split, for messages.
         ids: sample ids `[N]`, unique over all splits of the data set.
-        labels: class labels `[N]` or dense `[N, H, W]`; None when there are none.
+        labels: class labels `[N]` (-1: unlabelled) or dense `[N, H, W]`; None when there are none.
         fields: the fields that `read` fills.
         table: further columns for reports, each of length N (names, groups, styles).
+        blocks: block of each row `[N]`, for splits that read rows of one block much faster together (the order of an
+            epoch then shuffles blocks, and rows within windows of blocks); None when any order is as good.
     """
 
     def __init__(
@@ -61,12 +64,14 @@ class Split(data.Dataset[Batch]):
         labels: NDArray[np.int64] | None,
         fields: Mapping[str, FieldSpec],
         table: Mapping[str, Sequence[Any]] | None = None,
+        blocks: Ids | None = None,
     ) -> None:
         self.name = name
         self.ids = np.asarray(ids, dtype=np.int64)
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.fields = dict(fields)
         self.table = dict(table or {})
+        self.blocks = blocks
 
     def read(self, rows: Sequence[int]) -> tuple[Batch, dict[int, str]]:
         """Read the rows that can be read.
@@ -118,7 +123,10 @@ class Split(data.Dataset[Batch]):
         batch: Batch = {"id": torch.from_numpy(self.ids[rows])}
         if self.labels is not None:
             batch["label"] = torch.from_numpy(self.labels[rows])
-        batch["labelled"] = torch.full((len(rows),), self.labels is not None)
+            dense = self.labels.ndim > 1
+            batch["labelled"] = torch.ones(len(rows), dtype=torch.bool) if dense else batch["label"] != UNLABELLED
+        else:
+            batch["labelled"] = torch.zeros(len(rows), dtype=torch.bool)
         return batch
 
 
@@ -126,7 +134,7 @@ class WrappedSplit(Split):
     """A split seen through another one; subclasses change what `read` returns."""
 
     def __init__(self, split: Split) -> None:
-        super().__init__(split.name, split.ids, split.labels, split.fields, split.table)
+        super().__init__(split.name, split.ids, split.labels, split.fields, split.table, split.blocks)
         self.split = split
 
     def read(self, rows: Sequence[int]) -> tuple[Batch, dict[int, str]]:
@@ -184,6 +192,10 @@ class Dataset:
         """Build the splits; called once."""
         raise NotImplementedError
 
+    def input_recipe(self, field: str) -> dict[str, Any]:
+        """Return how a raw input becomes this field ("mean", "std", ...), for the exported student's `config.json`."""
+        return {}
+
     def identity(self) -> Any:
         """Return the JSON-able identity of the content: options and checksums of what is read."""
         raise NotImplementedError
@@ -203,7 +215,7 @@ DATASETS: Registry[Dataset] = Registry("data set", "datasets", base=Dataset)
 
 
 def check_splits(splits: Mapping[str, Split], class_names: Sequence[str]) -> None:
-    """Check that splits are not empty, ids are unique and labels lie in [0, C).
+    """Check that splits are not empty, ids are unique and labels lie in [0, C); -1 is allowed in train (unlabelled).
 
     Raises:
         DataError: naming the split and the sample.
@@ -214,7 +226,8 @@ def check_splits(splits: Mapping[str, Split], class_names: Sequence[str]) -> Non
         if len(split) == 0:
             raise DataError(f"split '{name}' is empty")
         if split.labels is not None and split.labels.ndim == 1:
-            wrong = np.flatnonzero((split.labels < 0) | (split.labels >= len(class_names)))
+            least = UNLABELLED if name == "train" else 0
+            wrong = np.flatnonzero((split.labels < least) | (split.labels >= len(class_names)))
             if len(wrong):
                 row = int(wrong[0])
                 raise bad_sample(

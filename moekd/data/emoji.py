@@ -114,6 +114,12 @@ class Emoji(Dataset):
             for name, index in ids.items()
         }
 
+    def input_recipe(self, field: str) -> dict[str, Any]:
+        """Return the scaling of pictures; texts are MiniLM vectors of 'name. keywords'."""
+        if field != "image":
+            return {}
+        return {"mean": list(self.scale.mean or ()), "std": list(self.scale.std or ())}
+
     def identity(self) -> dict[str, Any]:
         """Return options and checksums."""
         return {

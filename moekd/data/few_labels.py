@@ -9,9 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .dataset import Batch, Split, WrappedSplit
-
-UNLABELLED = -1
+from .dataset import UNLABELLED, Batch, Split, WrappedSplit
 
 
 def labelled_mask(labels: NDArray[np.int64], amount: int | float, seed: int = 0) -> NDArray[np.bool_]:
@@ -88,7 +86,7 @@ class FewLabels(WrappedSplit):
 def with_labels(split: Split, amount: int | float | None, seed: int = 0) -> Split:
     """Return the split with only `amount` labelled rows (a count or a fraction); None keeps all labels.
 
-    Dense labels `[N, H, W]` are not stratified.
+    Dense labels `[N, H, W]` are not stratified. Rows that have no label from the start count as unlabelled.
 
     Raises:
         DataError: the split has no labels, or the amount is out of range.
@@ -98,4 +96,7 @@ def with_labels(split: Split, amount: int | float | None, seed: int = 0) -> Spli
     if split.labels is None:
         raise DataError(f"split '{split.name}' has no labels, so 'labels: {amount}' can't be applied")
     strata = split.labels if split.labels.ndim == 1 else np.zeros(len(split), dtype=np.int64)
-    return FewLabels(split, labelled_mask(strata, amount, seed))
+    known = np.flatnonzero(strata != UNLABELLED)
+    mask = np.zeros(len(split), dtype=bool)
+    mask[known] = labelled_mask(strata[known], amount, seed)
+    return FewLabels(split, mask)

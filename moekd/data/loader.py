@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Sampler
 from ..errors import DataError
 from .dataset import Batch, Ids, Split
 
+WINDOW = 4
+
 
 class BatchPlan(Sampler[list[int]]):
     """Which rows this process reads, batch by batch.
@@ -30,6 +32,7 @@ class BatchPlan(Sampler[list[int]]):
         start_batch: first global batch to give; the earlier ones are left out without reading them.
         rank: this process.
         world: number of processes.
+        blocks: block of each row, see `Split`; a shuffled order then stays within windows of 4 blocks.
 
     Raises:
         DataError: an impossible combination, with the numbers.
@@ -46,6 +49,7 @@ class BatchPlan(Sampler[list[int]]):
         start_batch: int = 0,
         rank: int = 0,
         world: int = 1,
+        blocks: Ids | None = None,
     ) -> None:
         if not 0 <= rank < world:
             raise DataError(f"rank {rank} is not one of {world} processes")
@@ -56,6 +60,7 @@ class BatchPlan(Sampler[list[int]]):
             )
         self.length, self.batch_size, self.shuffle = length, batch_size, shuffle
         self.seed, self.epoch, self.rank, self.world = seed, epoch, rank, world
+        self.blocks = blocks
         full, rest = divmod(length, batch_size)
         self.total = full + (rest >= world or (rest > 0 and full == 0))
         if not 0 <= start_batch <= self.total:
@@ -66,9 +71,12 @@ class BatchPlan(Sampler[list[int]]):
         """Return the rows in the order of the epoch, for all processes together."""
         if not self.shuffle:
             return np.arange(self.length)
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, self.epoch]))).permutation(
-            self.length
-        )
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, self.epoch])))
+        if self.blocks is None:
+            return generator.permutation(self.length)
+        names, block = np.unique(self.blocks, return_inverse=True)
+        window = generator.permutation(len(names))[block] // WINDOW
+        return np.lexsort([generator.random(self.length), window])
 
     def __len__(self) -> int:
         return self.total - self.start_batch
@@ -124,6 +132,7 @@ def make_loader(
         start_batch=start_batch,
         rank=rank,
         world=world,
+        blocks=split.blocks,
     )
     return DataLoader(
         split,

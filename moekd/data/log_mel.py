@@ -6,7 +6,7 @@ Shapes: B clips, S samples, F frequency bins, M mel bands, T frames.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ..errors import DataError
 FLOOR = 1e-6
 
 
+@cache
 def mel_filters(bins: int, mels: int, low_hz: float, high_hz: float, sample_rate: int) -> Tensor:
     """Return triangular filters `[F, M]`, evenly spaced on the HTK mel scale 2595 log10(1 + f / 700), peak height 1.
 
@@ -39,7 +40,6 @@ class LogMel:
     """Wave `[B, S]` -> `[B, M, T]` in [0, 1]: power in dB, cut at `top_db` below the clip's loudest point.
 
     Args:
-        sample_rate: in Hz.
         n_fft: length of the Fourier transform, in samples.
         window: length of the Hann window, in samples.
         hop: step between frames, in samples.
@@ -50,7 +50,6 @@ class LogMel:
         top_db: dynamic range.
     """
 
-    sample_rate: int = 16000
     n_fft: int = 512
     window: int = 400
     hop: int = 160
@@ -66,27 +65,25 @@ class LogMel:
                 f"log_mel needs 0 < window <= n_fft, hop >= 1 and mels >= 1; found window {self.window}, "
                 f"n_fft {self.n_fft}, hop {self.hop}, mels {self.mels}"
             )
-        if not 0 <= self.low_hz < self._high_hz <= self.sample_rate / 2:
+
+    def check_rate(self, sample_rate: int) -> None:
+        """Raise `DataError` if the bands don't lie between 0 Hz and half the sample rate."""
+        if not 0 <= self.low_hz < (self.high_hz or sample_rate / 2) <= sample_rate / 2:
             raise DataError(
-                f"log_mel needs 0 <= low_hz < high_hz <= {self.sample_rate / 2:g}; "
-                f"found {self.low_hz:g} and {self._high_hz:g}"
+                f"log_mel needs 0 <= low_hz < high_hz <= {sample_rate / 2:g} Hz, half the sample rate; "
+                f"found {self.low_hz:g} and {self.high_hz}"
             )
-
-    @property
-    def _high_hz(self) -> float:
-        return self.sample_rate / 2 if self.high_hz is None else self.high_hz
-
-    @cached_property
-    def _filters(self) -> Tensor:
-        return mel_filters(self.n_fft // 2 + 1, self.mels, self.low_hz, self._high_hz, self.sample_rate)
 
     def shape(self, samples: int) -> tuple[int, int]:
         """Return (M, T) for clips of this many samples."""
         frames = samples // self.hop + 1
         return self.mels, frames if self.frames is None else min(frames, self.frames)
 
-    def __call__(self, wave_BS: Tensor) -> Tensor:
-        """Return the spectrograms of a batch."""
+    def __call__(self, wave_BS: Tensor, sample_rate: int) -> Tensor:
+        """Return the spectrograms of a batch; `sample_rate` in Hz."""
+        self.check_rate(sample_rate)
+        bins, high_hz = self.n_fft // 2 + 1, self.high_hz or sample_rate / 2
+        filters_FM = mel_filters(bins, self.mels, self.low_hz, high_hz, sample_rate)
         spectrum_BFT = torch.stft(
             wave_BS,
             n_fft=self.n_fft,
@@ -98,6 +95,6 @@ class LogMel:
             return_complex=True,
         )[:, :, : self.frames]
         power_BFT = torch.view_as_real(spectrum_BFT).square().sum(-1)
-        decibel_BMT = 10 * torch.log10(self._filters.T @ power_BFT + FLOOR)
+        decibel_BMT = 10 * torch.log10(filters_FM.T @ power_BFT + FLOOR)
         loudest_B11 = decibel_BMT.amax(dim=(1, 2), keepdim=True)
         return ((decibel_BMT - loudest_B11) / self.top_db + 1).clamp_(0, 1)

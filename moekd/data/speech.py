@@ -5,6 +5,7 @@ Shapes: S samples.
 
 from __future__ import annotations
 
+from io import BytesIO
 from math import gcd
 from pathlib import Path
 
@@ -19,18 +20,24 @@ Wave = NDArray[np.float32]
 MU = 255
 
 
-def read_wave(path: Path, sample_rate: int) -> Wave:
-    """Return a recording as mono float32 `[S]` at a sample rate in Hz.
+def read_wave(source: Path | BytesIO, sample_rate: int, name: str | None = None) -> Wave:
+    """Return a recording as mono float32 `[S]`.
+
+    Args:
+        source: file, or its bytes.
+        sample_rate: wanted rate in Hz.
+        name: name of the recording for messages; None is the path.
 
     Raises:
-        DataError: not decodable, or empty; the message names the file.
+        DataError: not decodable, or empty; the message names the recording.
     """
+    name = str(source) if name is None else name
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path} can't be decoded as audio: {error}") from error
+        samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
+    except (OSError, RuntimeError, TypeError) as error:
+        raise DataError(f"{name} can't be decoded as audio: {error}") from error
     if len(samples) == 0:
-        raise DataError(f"{path} holds no samples")
+        raise DataError(f"{name} holds no samples")
     return resample(samples.mean(axis=1), rate, sample_rate)
 
 

@@ -260,7 +260,7 @@ def _size(value: Any) -> int:
         return sum(_size(item) for item in value.values())
     if isinstance(value, (list, tuple)):
         return sum(_size(item) for item in value)
-    return 8
+    return len(value) if isinstance(value, str) else 8
 
 
 def _write_part(folder: Path, part: str, content: Mapping[str, Any]) -> None:

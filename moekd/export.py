@@ -24,7 +24,7 @@ from .checkpoint import read_tensors
 from .errors import CheckpointError, ConfigError, DataError, ModelError, UnknownNameError, did_you_mean
 from .manifest import sha256_of
 from .model import Model
-from .model_card import default_card, usage
+from .student_readme import default_card, usage
 from .torch_program import example_inputs, write_program
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def export_student(
             injected; by default the number of classes), "class_names", "fields" `{input: {"shape", "dtype",
             "modality", and how to prepare it: "mean", "std", "size", ...}}`, and for the card "title" and "facts".
         folder: where to write; files of an earlier export are replaced one by one.
-        card: head of the README; by default a table made from `config`.
+        card: head of the README, which a section on how to load the student follows; by default a table of `config`.
         example: a batch to trace the program with; by default zeros of the shapes in "fields".
         program: also write `student.pt2`. If the network can't be traced, a warning says so and the reason is kept in
             `config.json`; the weights are written all the same.

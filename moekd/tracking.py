@@ -33,6 +33,8 @@ _PROJECT = "moekd"
 class RunFolder:
     """The folder of one run, `root/name`.
 
+    Of several processes that a launcher started, the first one (RANK 0) creates and checks the folder.
+
     Args:
         root: folder of all runs.
         name: run name; it must be a safe folder name.
@@ -46,6 +48,8 @@ class RunFolder:
     def __init__(self, root: Path, name: str, *, resume: bool = False) -> None:
         self.name = safe_name(name, "run name")
         self.path = Path(root) / name
+        if int(os.environ.get("RANK", "0")) != 0:
+            return
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"{self.path} is a file; a run needs a folder: choose another run name")
         if not resume and self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):

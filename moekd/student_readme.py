@@ -10,9 +10,9 @@ _SAFETENSORS = """\
 With moekd (weights from `model.safetensors`, which can't hold code):
 
 ```python
-from moekd.export import load_student
+import moekd
 
-student = load_student("{folder}")  # a plain torch.nn.Module in eval mode
+student = moekd.load_student("{folder}")  # a plain torch.nn.Module in eval mode
 logits = student({arguments})  # {shapes}
 ```
 """

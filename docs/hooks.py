@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import click
+import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
+OPTIONS = re.compile(r"<!-- options: ([a-z ]+) -->")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -22,3 +27,30 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, content in pages.items():
         files.append(File.generated(config, path, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Replace `<!-- options: COMMAND -->` by a table of what the command takes."""
+    return OPTIONS.sub(lambda found: options_table(found[1]), markdown)
+
+
+def options_table(name: str) -> str:
+    """Return a table of the arguments and options of a command ("distill", "data prepare")."""
+    from moekd.cli.main import app
+
+    command: click.Command = typer.main.get_command(app)
+    for part in name.split():
+        command = command.commands[part]  # type: ignore[attr-defined]
+    rows = ["| argument | meaning | default |", "|---|---|---|"]
+    for parameter in command.params:
+        if parameter.name == "help":
+            continue
+        flags = [f"`{flag}`" for flag in (*parameter.opts, *parameter.secondary_opts)]
+        label = (
+            f"`{parameter.metavar or parameter.name}`" if parameter.param_type_name == "argument" else ", ".join(flags)
+        )
+        default = parameter.default
+        shown = "required" if parameter.required else "" if default in (None, (), [], "") else f"`{default}`"
+        text = str(getattr(parameter, "help", "") or "").replace("|", "\\|")
+        rows.append("| " + " | ".join([label.replace("|", "\\|"), text, shown]) + " |")
+    return "\n".join(rows)

@@ -84,7 +84,7 @@ def test_configs_in_the_docs_parse(place: str, text: str, tmp_path: Path) -> Non
 
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    parse_recipe(load_config(path, []), str(path))
+    parse_recipe(*load_config(str(path), []))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

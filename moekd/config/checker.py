@@ -167,7 +167,7 @@ class Checker:
             if not trial.problems:
                 return result
         fitting = [part for part in parts if self._fits(part, value)]
-        if len(fitting) == 1:
+        if len(fitting) == 1 and split(fitting[0])[0] not in (int, float, str, bool):
             return self.value(fitting[0], value, where)
         return self._expected(annotation, value, where)
 

@@ -11,7 +11,7 @@ from .checker import Registries
 from .component import nested_specs, value_of
 from .options import fields_of, options_of
 from .schema import ObjectiveConfig, RecipeConfig, Section, StageConfig
-from .spec import INVALID, Spec, join, problem
+from .spec import INVALID, Spec, join, problem, shorten
 
 TEACHER_OPTIONS = ("teacher", "teachers")
 
@@ -19,12 +19,12 @@ TEACHER_OPTIONS = ("teacher", "teachers")
 def cross_check(config: RecipeConfig, registries: Registries, problems: list[str]) -> None:
     """Report what does not fit together in a config."""
     problems.extend(_names(config))
-    problems.extend(_masks_and_router(config, registries))
-    for where, stages in _stage_lists(config):
+    problems.extend(_masks_and_routers(config, registries))
+    for where, stages, router in _stage_lists(config):
         problems.extend(_unique((join(where, i), _get(stage, "name")) for i, stage in enumerate(stages)))
         for index, stage in enumerate(stages):
             if isinstance(stage, StageConfig):
-                problems.extend(_stage(config, stage, join(where, index)))
+                problems.extend(_stage(config, stage, router, join(where, index)))
     for where, spec, registry in specs_in(config, "", registries):
         for name in TEACHER_OPTIONS:
             if name in spec.options:
@@ -61,37 +61,44 @@ def _names(config: RecipeConfig) -> Iterator[str]:
             yield problem(join("baselines", name), "a teacher has this name; results need distinct names")
     for where, model in [("student", config.student), *((join("teachers", n), m) for n, m in teachers.items())]:
         for tap in _repeated(_list(_get(model, "taps"))):
-            yield problem(join(where, "taps"), f"'{tap}' occurs twice")
+            yield problem(join(where, "taps"), f"{shorten(repr(tap))} occurs twice")
     beaten = _get(config.paper, "must_beat")
     if isinstance(beaten, str) and config.baselines is not INVALID and beaten not in baselines:
         hint = did_you_mean(beaten, baselines) or f"; baselines: {', '.join(baselines) or 'none'}"
-        yield problem("paper.must_beat", f"no baseline '{beaten}'{hint}")
+        yield problem("paper.must_beat", f"no baseline {shorten(repr(beaten))}{hint}")
 
 
-def _masks_and_router(config: RecipeConfig, registries: Registries) -> Iterator[str]:
+def _masks_and_routers(config: RecipeConfig, registries: Registries) -> Iterator[str]:
     if config.teachers is INVALID:
         return
     taps = [_get(model, "taps") for model in config.teachers.values()]
     if config.masks is not None and not any(taps):
         reason = "no teacher has taps to put masks on" if taps else "masks need teachers; add `teachers`"
         yield problem("masks", reason)
-    if config.router is None:
-        return
-    if not config.teachers:
-        yield problem("router", "a router chooses among teachers; add `teachers`")
-        return
     count = len(taps) if config.masks is None else sum(map(len, taps)) if INVALID not in taps else 0
-    selection = _get(config.router, "selection")
+    routers = [("router", config.router)]
+    for name, baseline in _mapping(config.baselines).items():
+        routers.append((f"{join('baselines', name)}.router", _get(baseline, "router")))
+    for where, router in routers:
+        if router is not None and router is not INVALID:
+            yield from _router(config, router, count, where, registries)
+
+
+def _router(config: RecipeConfig, router: Any, count: int, where: str, registries: Registries) -> Iterator[str]:
+    if not config.teachers:
+        yield problem(where, "a router chooses among teachers; add `teachers`")
+        return
+    selection = _get(router, "selection")
     if not isinstance(selection, Spec) or "selections" not in registries or count == 0:
         return
     if selection.kind in registries["selections"].names():
         k = value_of(selection, registries["selections"], "k")
         if type(k) is int and k > count:
-            yield problem("router.selection.k", f"{k} teachers chosen of {count}")
+            yield problem(f"{where}.selection.k", f"{k} teachers chosen of {count}")
 
 
-def _stage(config: RecipeConfig, stage: StageConfig, where: str) -> Iterator[str]:
-    there: dict[str, Any] = {"teachers": config.teachers, "masks": config.masks, "router": config.router}
+def _stage(config: RecipeConfig, stage: StageConfig, router: Any, where: str) -> Iterator[str]:
+    there: dict[str, Any] = {"teachers": config.teachers, "masks": config.masks, "router": router}
     trains = _list(stage.trains)
     for index, name in enumerate(trains):
         group, _, member = name.partition(".") if isinstance(name, str) else ("", "", "")
@@ -135,14 +142,14 @@ def _teacher_option(config: RecipeConfig, value: Any, annotation: Any, where: st
             if isinstance(taps, list) and tap not in taps:
                 known = [f"{teacher}/{item}" for item in taps if isinstance(item, str)]
                 hint = did_you_mean(name, known) or f"; its variants: {', '.join(known) or 'none'}"
-                yield problem(path, f"teacher '{teacher}' has no tap '{tap}'{hint}")
+                yield problem(path, f"teacher '{teacher}' has no tap {shorten(repr(tap))}{hint}")
 
 
 def _no_teacher(config: RecipeConfig, name: str) -> str:
     teachers = _mapping(config.teachers)
     if not teachers:
-        return f"names teacher '{name}', but the recipe has no teachers; add `teachers`"
-    return f"no teacher '{name}'{did_you_mean(name, teachers) or '; teachers: ' + ', '.join(teachers)}"
+        return f"names teacher {shorten(repr(name))}, but the recipe has no teachers; add `teachers`"
+    return f"no teacher {shorten(repr(name))}{did_you_mean(name, teachers) or '; teachers: ' + ', '.join(teachers)}"
 
 
 def _choices(annotation: Any) -> set[Any]:
@@ -152,10 +159,12 @@ def _choices(annotation: Any) -> set[Any]:
     return {choice for part in get_args(bare) for choice in _choices(part)}
 
 
-def _stage_lists(config: RecipeConfig) -> Iterator[tuple[str, list[Any]]]:
-    yield "stages", _list(config.stages)
+def _stage_lists(config: RecipeConfig) -> Iterator[tuple[str, list[Any], Any]]:
+    """Yield every list of stages with its path and its router."""
+    yield "stages", _list(config.stages), config.router
     for name, baseline in _mapping(config.baselines).items():
-        yield f"{join('baselines', name)}.stages", _list(_get(baseline, "stages"))
+        router = _get(baseline, "router") or config.router
+        yield f"{join('baselines', name)}.stages", _list(_get(baseline, "stages")), router
 
 
 def _unique(named: Iterable[tuple[str, Any]]) -> Iterator[str]:

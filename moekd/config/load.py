@@ -29,8 +29,9 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> tuple[dict[
         ConfigError: no such config, unreadable YAML, a bad `extends`, or bad overrides.
     """
     path, label = _find(path_or_name)
-    folder = _shipped_folder() if label != path_or_name or _is_shipped(path) else path.resolve().parent
-    raw = _merged(path.resolve(), label, folder, [])
+    path = path.resolve()
+    folder = _shipped_folder() if path.is_relative_to(_shipped_folder()) else path.parent
+    raw = _merged(path, label, folder, [])
     return apply_overrides(raw, overrides), label
 
 
@@ -105,19 +106,15 @@ def _base(path: Path, value: str, label: str, folder: Path) -> tuple[Path, Path]
         raise ConfigError(f"{label}: extends: {shorten(repr(value))} is no file name")
     base = (path.parent / value).resolve()
     if not base.is_relative_to(folder):
-        raise ConfigError(f"{label}: extends: '{shorten(value)}' lies outside the folder of the config, {folder}")
+        raise ConfigError(f"{label}: extends: {shorten(repr(value))} lies outside the folder of the config, {folder}")
     if not _exists(base):
         hint = did_you_mean(base.name, [other.name for other in _yaml_files(base.parent)])
-        raise ConfigError(f"{label}: extends: no file '{shorten(value)}'{hint}")
+        raise ConfigError(f"{label}: extends: no file {shorten(repr(value))}{hint}")
     return base, folder
 
 
 def _shipped_folder() -> Path:
     return Path(str(files("moekd.configs"))).resolve()
-
-
-def _is_shipped(path: Path) -> bool:
-    return path.resolve().is_relative_to(_shipped_folder())
 
 
 def _exists(path: Path) -> bool:

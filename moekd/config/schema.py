@@ -32,7 +32,7 @@ WeightsFile = Annotated[
     str, StringConstraints(pattern=r"^[^\x00]+\.safetensors\z"), Means("the path of a .safetensors file")
 ]
 Positive = Annotated[int, Ge(1)]
-Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+Tracker = Literal["mlflow", "tensorboard", "trackio", "wandb"]
 
 
 class Section(BaseModel):

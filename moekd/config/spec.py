@@ -61,7 +61,7 @@ def join(where: str, key: str | int) -> str:
         return f"{where}[{key}]"
     if not key or not all(c.isalnum() or c in "_-/" for c in key):
         return f"{where}[{shorten(repr(key))}]"
-    return f"{where}.{key}" if where else key
+    return f"{where}.{shorten(key)}" if where else shorten(key)
 
 
 def problem(where: str, reason: str) -> str:

@@ -24,7 +24,10 @@ from .spec import Spec
 #: Parameters that the training loop supplies or keeps itself.
 _ENGINE = ("params", "optimizer", "last_epoch")
 #: LBFGS evaluates its loss several times a step, which a training loop over batches does not do.
-_LEFT_OUT = ("LBFGS", "LRScheduler", "Optimizer", "_LRScheduler")
+#: ReduceLROnPlateau steps on a metric, the training loop steps after every optimizer step.
+_LEFT_OUT = ("LBFGS", "LRScheduler", "Optimizer", "ReduceLROnPlateau", "_LRScheduler")
+#: Lengths in optimizer steps that a config may leave out; the stage's length stands in.
+_LENGTHS = {"cosine_annealing_lr": "T_max", "one_cycle_lr": "total_steps"}
 
 
 class TorchRegistry(Registry[Any]):
@@ -32,11 +35,15 @@ class TorchRegistry(Registry[Any]):
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """Return the options of a class."""
-        return {
+        found = {
             key: parameter
             for key, parameter in parameters_of(self.get(name)).items()
             if key not in _ENGINE and is_configurable(parameter.annotation)
         }
+        length = _LENGTHS.get(name)
+        if self.group == "schedulers" and length is not None:
+            found[length] = found[length].replace(annotation=int | None, default=None)
+        return found
 
 
 def snake_case(name: str) -> str:
@@ -49,9 +56,25 @@ def build_optimizer(spec: Spec, params: Iterable[Any], where: str = "optimizer")
     return build(spec, OPTIMIZERS, where=where, params=params)
 
 
-def build_scheduler(spec: Spec, optimizer: Optimizer, where: str = "scheduler") -> LRScheduler:
-    """Make the learning-rate scheduler of `optimizer`."""
-    return build(spec, SCHEDULERS, where=where, optimizer=optimizer)
+def build_scheduler(spec: Spec, optimizer: Optimizer, steps: int, where: str = "scheduler") -> LRScheduler:
+    """Make the learning-rate scheduler of `optimizer`.
+
+    Args:
+        spec: the scheduler.
+        optimizer: the optimizer.
+        steps: optimizer steps of the stage: `T_max` of a cosine and `total_steps` of a cycle that name no length.
+        where: path in the config, for messages.
+    """
+    return build(_with_length(spec, steps), SCHEDULERS, where=where, optimizer=optimizer)
+
+
+def _with_length(spec: Spec, steps: int) -> Spec:
+    nested = spec.options.get("schedulers", [])
+    options = dict(spec.options) | ({"schedulers": [_with_length(item, steps) for item in nested]} if nested else {})
+    length = _LENGTHS.get(spec.kind)
+    if length is not None and options.get(length) is None and options.get("epochs") is None:
+        options[length] = steps
+    return Spec(spec.kind, options)
 
 
 def _fill(registry: Registry[Any], module: Any, base: type, name_of: Callable[[str], str]) -> None:

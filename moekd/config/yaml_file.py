@@ -24,6 +24,7 @@ MAX_VALUES = 100_000
 MAX_DEPTH = 50
 _CORE = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {f"{_CORE}{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
+_LINE_BREAKS = re.compile("[\\x85\\u2028\\u2029\\ufeff]")
 _INTEGER = re.compile(r"[-+]?(0x[0-9a-fA-F]{1,16}|0o[0-7]{1,21}|[0-9][0-9_]{0,24})\Z")
 _RESOLVERS = (
     ("null", re.compile(r"(~|null|Null|NULL|)\Z"), ["~", "n", "N", ""]),
@@ -32,7 +33,8 @@ _RESOLVERS = (
     (
         "float",
         re.compile(
-            r"([-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
+            r"([-+]?(([0-9][0-9_]*\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+)"
+            r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
         ),
         list("-+.0123456789"),
     ),
@@ -80,6 +82,12 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> ScalarNode:
+    style = '"' if _LINE_BREAKS.search(text) else None
+    return dumper.represent_scalar(f"{_CORE}str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_implicit_resolver(f"{_CORE}float", _RESOLVERS[3][1], _RESOLVERS[3][2])
 _Dumper.add_implicit_resolver(f"{_CORE}int", _INTEGER, _RESOLVERS[2][2])
 
@@ -164,7 +172,7 @@ def _size(node: Node, sizes: dict[int, int], above: set[int], problems: list[str
     if id(node) in sizes:
         return sizes[id(node)]
     if node.tag not in _PLAIN_TAGS:
-        problems.append(f"line {line}: tag '{_tag(node.tag)}' is refused; a config holds plain values only")
+        problems.append(f"line {line}: tag {_tag(node.tag)} is refused; a config holds plain values only")
     children = []
     if isinstance(node, SequenceNode):
         children = node.value
@@ -189,16 +197,18 @@ def _check_keys(node: MappingNode, problems: list[str]) -> None:
         if not isinstance(key, ScalarNode):
             problems.append(f"line {line}: a key must be text")
         elif key.tag not in _PLAIN_TAGS:
-            problems.append(f"line {line}: tag '{_tag(key.tag)}' is refused; a config holds plain values only")
+            problems.append(f"line {line}: tag {_tag(key.tag)} is refused; a config holds plain values only")
         elif key.value == "<<":
             problems.append(f"line {line}: merge keys ('<<') are not supported; use `extends: other.yaml`")
         elif key.value in first:
-            problems.append(f"line {line}: key '{shorten(key.value)}' occurs twice, first on line {first[key.value]}")
+            problems.append(
+                f"line {line}: key {shorten(repr(key.value))} occurs twice, first on line {first[key.value]}"
+            )
         first.setdefault(str(key.value), line)
 
 
 def _tag(tag: str) -> str:
-    return shorten(tag.replace(_CORE, "!!"))
+    return shorten(repr(tag.replace(_CORE, "!!")))
 
 
 def _reason(error: yaml.YAMLError, text: str) -> str:
@@ -209,7 +219,7 @@ def _reason(error: yaml.YAMLError, text: str) -> str:
     reason = f"line {line}, column {error.problem_mark.column + 1}: {error.problem}"
     if tab is not None and abs(tab - line) <= 1:
         return f"line {tab}: a tab at the start of the line; YAML is indented with spaces"
-    return reason + (f" ({error.context})" if error.context else "")
+    return " ".join((reason + (f" ({error.context})" if error.context else "")).split())
 
 
 def _unshared(value: Any) -> Any:

@@ -7,17 +7,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pytest
 from annotated_types import Ge, Gt
 
 from moekd.config.torch_optim import OPTIMIZERS, SCHEDULERS
-from moekd.registry import Injected, Registry
-
-
-class Thing:
-    """Any test component; keeps its arguments."""
-
-    def __init__(self) -> None:
-        self.arguments: dict[str, Any] = {}
+from moekd.registry import REGISTRIES, Injected, Registry
 
 
 class Ramp:
@@ -33,7 +27,8 @@ class PairLoss(Loss):
 
 
 def _registry(noun: str, group: str, base: type | None = None) -> Registry[Any]:
-    return Registry(noun, f"kit_{group}", base=base)
+    registry: Registry[Any] = Registry(noun, f"kit_{group}", base=base)
+    return REGISTRIES.pop(registry.group)
 
 
 DATASETS = _registry("data set", "datasets")
@@ -156,9 +151,7 @@ class Kd(PairLoss):
 class Several(Loss):
     """Several teachers."""
 
-    def __init__(
-        self, teachers: Sequence[str] | Literal["all"] = "all", ramps: dict[str, Ramp] | None = None
-    ) -> None:
+    def __init__(self, teachers: Sequence[str] | Literal["all"] = "all", ramps: dict[str, Ramp] | None = None) -> None:
         self.teachers, self.ramps = teachers, ramps
 
 
@@ -221,6 +214,23 @@ RECIPE: Mapping[str, Any] = {
 }
 
 
-def recipe() -> dict[str, Any]:
-    """Return a fresh copy of the valid recipe."""
+@pytest.fixture(scope="module", autouse=True)
+def kit():
+    """The registries of this file by group; in `REGISTRIES`, so that their base classes mark nested components."""
+    added = {registry.group: registry for registry in KIT.values() if registry.group.startswith("kit_")}
+    REGISTRIES.update(added)
+    yield KIT
+    for group in added:
+        del REGISTRIES[group]
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    """A fresh copy of a valid recipe."""
     return deepcopy(dict(RECIPE))
+
+
+@pytest.fixture(scope="module")
+def base_raw() -> Mapping[str, Any]:
+    """The valid recipe, not to be changed."""
+    return RECIPE

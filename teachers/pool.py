@@ -20,6 +20,8 @@ from .masks import Mask
 from .teacher import Teacher
 
 logger = logging.getLogger(__name__)
+#: Names that objectives use for the student and for groups of models.
+RESERVED = {"student", "teachers", "all"}
 Stacking = Literal["independent", "cumulative"]
 Sharing = Literal["auto", "prefix", "replicate"]
 
@@ -54,6 +56,8 @@ class TeacherPool(nn.Module):
         sharing: Sharing = "auto",
     ) -> None:
         super().__init__()
+        if taken := RESERVED & set(teachers):
+            raise ModelError(f"a teacher can't be called '{min(taken)}': objectives use this name; choose another")
         self.teachers = nn.ModuleDict(dict(teachers))
         self.masks = nn.ModuleDict()
         self.mask_stacking, self.sharing = mask_stacking, sharing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import avmnist as _avmnist
 from . import emoji as _emoji
+from . import files as _files
 from .dataset import DATASETS, Batch, Dataset, FieldSpec, Split
 from .few_labels import labelled_mask, with_labels
 from .loader import BatchPlan, make_loader
@@ -24,4 +25,4 @@ __all__ = [
     "with_labels",
     "with_policy",
 ]
-del _avmnist, _emoji
+del _avmnist, _emoji, _files

@@ -69,7 +69,7 @@ class ImageField(Field):
             resized = ImageOps.fit(flat, (width, height), Image.Resampling.BICUBIC)
         else:
             resized = flat.resize((width, height), Image.Resampling.BICUBIC)
-        pixels = np.asarray(resized, dtype=np.uint8)
+        pixels = np.array(resized, dtype=np.uint8)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None])
 
     def transform(self, name: str, values: NDArray[Any]) -> dict[str, Tensor]:

@@ -1,0 +1,142 @@
+"""Tables of samples behind the `files` data set: Hugging Face datasets (Arrow memory-maps), or parquet row groups."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from .dataset import Ids
+from .loader import WINDOW
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class Table:
+    """Rows with named columns that are read in any order.
+
+    Args:
+        files: the files it was read from, for messages and checksums.
+        folder: folder to which paths in the columns are relative.
+        columns: names of the columns.
+        length: number of rows.
+    """
+
+    blocks: Ids | None = None
+
+    def __init__(self, files: Sequence[Path], folder: Path, columns: Sequence[str], length: int) -> None:
+        self.files, self.folder, self.columns, self.length = list(files), folder, list(columns), length
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+        return str(self.files[0]) if len(self.files) == 1 else f"{self.folder} ({len(self.files)} files)"
+
+    def arrow(self, rows: Ids, columns: Sequence[str]) -> pa.Table:
+        """Return some rows of some columns, in the order asked for."""
+        raise NotImplementedError
+
+    def column(self, name: str) -> list[Any]:
+        """Return a whole column."""
+        raise NotImplementedError
+
+    def class_names(self, name: str) -> list[str] | None:
+        """Return the class names that the file itself gives for a column of labels, if it does."""
+        return None
+
+    def read(self, rows: Ids, columns: Sequence[str]) -> dict[str, list[Any]]:
+        """Return some rows as Python values; lists of numbers as arrays."""
+        table = self.arrow(rows, columns)
+        return {name: values_of(table.column(name)) for name in columns}
+
+
+class MappedTable(Table):
+    """A Hugging Face dataset, memory-mapped from its Arrow files."""
+
+    def __init__(self, dataset: datasets.Dataset, files: Sequence[Path], folder: Path) -> None:
+        super().__init__(files, folder, dataset.column_names, len(dataset))
+        self.dataset = dataset.with_format("arrow")
+        self.features = dataset.features
+
+    def arrow(self, rows: Ids, columns: Sequence[str]) -> pa.Table:
+        """Read through the memory-map."""
+        return self.dataset.select_columns(list(dict.fromkeys(columns)))[rows.tolist()]
+
+    def column(self, name: str) -> list[Any]:
+        """Read one column."""
+        values: list[Any] = self.dataset.select_columns([name])[:].column(name).to_pylist()
+        return values
+
+    def class_names(self, name: str) -> list[str] | None:
+        """Return the names of a `ClassLabel` column."""
+        names = getattr(self.features[name], "names", None)
+        return None if names is None else list(names)
+
+
+class StreamedTable(Table):
+    """Parquet files read row group by row group, without a copy on disk; the last few row groups stay in memory."""
+
+    def __init__(self, files: Sequence[Path], folder: Path) -> None:
+        self.metadata = [parquet.read_metadata(file) for file in files]
+        self.groups = [(f, g) for f, meta in enumerate(self.metadata) for g in range(meta.num_row_groups)]
+        sizes = [self.metadata[f].row_group(g).num_rows for f, g in self.groups]
+        self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        super().__init__(files, folder, parquet.read_schema(files[0]).names, int(self.starts[-1]))
+        self.blocks = np.repeat(np.arange(len(sizes)), sizes)
+        self._recent: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
+
+    def arrow(self, rows: Ids, columns: Sequence[str]) -> pa.Table:
+        """Read the row groups that hold the rows."""
+        group = np.searchsorted(self.starts, rows, side="right") - 1
+        parts, places = [], []
+        for number in np.unique(group).tolist():
+            place = np.flatnonzero(group == number)
+            parts.append(self._group(number, columns).take(rows[place] - self.starts[number]))
+            places.append(place)
+        if not parts:
+            return parquet.read_schema(self.files[0]).empty_table().select(columns)
+        return pa.concat_tables(parts).take(np.argsort(np.concatenate(places)))
+
+    def column(self, name: str) -> list[Any]:
+        """Read one column of all files."""
+        values: list[Any] = parquet.read_table(self.files, columns=[name]).column(name).to_pylist()
+        return values
+
+    def _group(self, number: int, columns: Sequence[str]) -> pa.Table:
+        key = (number, tuple(dict.fromkeys(columns)))
+        if key not in self._recent:
+            file, group = self.groups[number]
+            with parquet.ParquetFile(self.files[file], metadata=self.metadata[file]) as source:
+                self._recent[key] = source.read_row_group(group, columns=list(key[1]))
+            while len(self._recent) > WINDOW + 1:
+                self._recent.popitem(last=False)
+        self._recent.move_to_end(key)
+        return self._recent[key]
+
+
+def values_of(column: pa.ChunkedArray) -> list[Any]:
+    """Return a column as a list: arrays for lists of numbers (without a Python object a number), else Python values."""
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        return column.to_pylist()
+    return [row for chunk in column.chunks for row in _rows_of(chunk)]
+
+
+def _rows_of(chunk: pa.Array) -> list[NDArray[Any] | None]:
+    if pa.types.is_fixed_size_list(chunk.type):
+        chunk = chunk.cast(pa.list_(chunk.type.value_type))
+    lengths = chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    values = chunk.flatten().to_numpy(zero_copy_only=False)
+    rows = np.split(values, np.cumsum(lengths)[:-1]) if len(chunk) else []
+    return [row if valid else None for row, valid in zip(rows, chunk.is_valid().to_pylist(), strict=True)]

@@ -11,11 +11,12 @@ from typing import Any
 import yaml
 
 from .run import Run, mapping, number, read_run
-from .summary import primary_split, summary
+from .summary import summary
 from .table import count, decimal, percent, results_table
 
 PROGRAM = "student.pt2"
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~^$-])")
+_SPECIAL = re.compile(r"([\\`*{}\[\]!|~^$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+_LINK = re.compile(r"(?i):(?=//)|@|\bwww(?=\.)")
 _LOAD = """\
 With moekd (weights are in `model.safetensors`, which can't hold code):
 
@@ -64,11 +65,13 @@ def model_card(run: Path, *, use: bool = True) -> str:
 
 
 def escape(text: Any) -> str:
-    """Return text as one line that Markdown and HTML show as it is: no markup, no links, no automatic links."""
-    line = " ".join(str(text).split())
-    line = _SPECIAL.sub(r"\\\1", html.escape(line, quote=False))
-    line = line.replace("@", "&#64;").replace("://", "&#58;//")
-    return re.sub(r"(?i)\b(www)\.", r"\1&#46;", line)
+    """Return text as one line that Markdown and HTML show as it is: no markup, no links, no automatic links.
+
+    Bare addresses are broken by an empty comment; character references would not help, since some renderers look for
+    addresses after they have resolved them.
+    """
+    line = _SPECIAL.sub(r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+    return _LINK.sub(lambda found: f"{found[0]}<!-- -->", line)
 
 
 def _front_matter(run: Run) -> str:
@@ -134,15 +137,12 @@ def _results(run: Run) -> str:
         cells += [percent(value) for value in (row.accuracy, row.balanced_accuracy, row.weighted_f1)]
         cells += [decimal(row.loss), count(row.parameters)]
         lines.append(f"| {' | '.join(cells)} |")
-    split = primary_split(rows)
-    return (
-        "\n".join([*lines, "", f"Loss is cross-entropy in nats. The first sentence speaks of {escape(split)}."]) + "\n"
-    )
+    return "\n".join([*lines, "", "Loss is cross-entropy in nats."]) + "\n"
 
 
 def _use(run: Run) -> str:
-    program = _PROGRAM if (run.path / "student" / PROGRAM).is_file() else ""
-    return "\n".join(part for part in ("## Use", "", _LOAD, program) if part is not None)
+    program = [_PROGRAM] if (run.path / "student" / PROGRAM).is_file() else []
+    return "\n".join(["## Use\n", _LOAD, *program])
 
 
 def _recipe(run: Run) -> str:

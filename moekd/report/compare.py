@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 from ..atomic import write_text
 from ..errors import DataError
 from ..evaluation.statistics import Paired, holm, mean_interval, paired_difference
-from .figures import BLUE, ORANGE, Drawing, finish, new_figure, shorten, slug, styled
+from .figures import PALETTE, Drawing, finish, new_figure, shorten, slug, styled
 from .page import Cell, PageTable, render
 from .run import Run, number, read_run
 from .summary import duration
@@ -125,10 +125,11 @@ def interval_plot(split: str, arms: Sequence[Arm]) -> Drawing:
     shown = [arm for arm in arms if arm.role != "teacher" and arm.values(_headline)]
     shown.sort(key=lambda arm: mean_interval(arm.values(_headline)).mean)
     figure, (axis,) = new_figure(1.3 + 0.42 * max(1, len(shown)))
+    groups = list(dict.fromkeys(arm.group for arm in arms))
     for height, arm in enumerate(shown):
         values = arm.values(_headline)
         mean, low, high, _ = mean_interval(values)
-        color = BLUE if arm.role == "student" else ORANGE
+        color = PALETTE[groups.index(arm.group) % len(PALETTE)]
         axis.plot(values, [height - 0.2] * len(values), "o", color=color, ms=4, alpha=0.55, mew=0)
         if low is not None and high is not None:
             axis.hlines(height + 0.08, low, high, color=color, lw=2.2)
@@ -140,6 +141,7 @@ def interval_plot(split: str, arms: Sequence[Arm]) -> Drawing:
     axis.set_xlabel("mIoU" if any(row.dense for arm in shown for row in arm.rows.values()) else "accuracy")
     words = "; ".join(f"{arm.name} {percent(mean_interval(arm.values(_headline)).mean)}" for arm in reversed(shown))
     caption = f"{split}: seeds (dots), mean and 95% interval; diamonds are students, squares baselines"
+    caption += " in the colour of their group" if len(groups) > 1 else ""
     return finish(figure, slug("intervals", split), "intervals", f"Means over seeds on {split}: {words}.", caption)
 
 
@@ -161,7 +163,7 @@ def _means(split: str, arms: Sequence[Arm]) -> PageTable:
         cells = [Cell(arm.group), Cell(arm.model), Cell(arm.role), Cell(str(len(values)), len(values))]
         cells += [
             Cell(percent(mean), mean),
-            Cell(_interval(low, high, percent)),
+            Cell(_interval(low, high, percent), number(low)),
             Cell(decimal(100 * spread, 2), spread),
         ]
         cells += [Cell(percent(value), value) for value in others]
@@ -179,7 +181,11 @@ def _differences(split: str, compared: Sequence[Comparison]) -> PageTable | None
     for found in compared:
         mean, low, high, p, n = found.result
         cells = [Cell(found.left.group), Cell(found.right.name), Cell(str(n), n), Cell(points(mean), mean)]
-        cells += [Cell(_interval(low, high, points)), Cell(_p(p), number(p)), Cell(_p(found.p), number(found.p))]
+        cells += [
+            Cell(_interval(low, high, points), number(low)),
+            Cell(_p(p), number(p)),
+            Cell(_p(found.p), number(found.p)),
+        ]
         rows.append(cells)
     return PageTable(f"{split}: paired differences over seeds", header, rows)
 
@@ -195,25 +201,30 @@ def _runs(runs: Sequence[Run]) -> PageTable:
 
 
 def _sentence(splits: dict[str, list[Arm]], compared: dict[str, list[Comparison]]) -> str:
-    """State the first comparison of each split plainly."""
+    """State the students' means on each split, and how many of the differences are beyond chance."""
     if not splits:
         return "None of these runs has test results."
     sentences = []
-    for split, found in compared.items():
-        clear = [c for c in found if c.p is not None and c.p < 0.05]
-        few = [c for c in found if c.p is None]
-        words = "; ".join(f"'{c.left.group}' {points(c.result.mean)} points against '{c.right.name}'" for c in clear)
-        if clear:
-            sentences.append(f"On {split}, differences beyond chance (p < 0.05 after Holm): {words}.")
-        elif found and len(few) < len(found):
-            sentences.append(f"On {split}, no difference is beyond chance (p < 0.05 after Holm).")
-        if few:
-            sentences.append(
-                f"On {split}, {len(few)} of {len(found)} comparisons have under 3 shared seeds: no p-value."
-            )
-        if not found:
-            sentences.append(f"On {split} there is nothing to compare: no baseline and no second group.")
+    for split, arms in splits.items():
+        students = [(arm, arm.values(_headline)) for arm in arms if arm.role == "student"]
+        means = [f"{arm.group} {percent(_mean(values))} ({_seeds(len(values))})" for arm, values in students if values]
+        tested = [found for found in compared[split] if found.p is not None]
+        beyond = sum(found.p is not None and found.p < 0.05 for found in tested)
+        words = (
+            f"On {split} the mean of {'the student is' if len(means) == 1 else 'the students is'} {', '.join(means)}"
+        )
+        if tested:
+            words += f"; {beyond} of {len(tested)} paired differences are beyond chance (p < 0.05 after Holm)"
+        elif compared[split]:
+            words += "; fewer than 3 shared seeds, so no difference can be tested"
+        else:
+            words += "; there is no baseline and no second group to compare with"
+        sentences.append(f"{words}.")
     return " ".join(sentences)
+
+
+def _seeds(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def _headline(row: Row) -> float:

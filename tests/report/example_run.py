@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def write_example_run(
     finished: bool = True,
 ) -> Path:
     """Write config.yaml, environment.json, metrics.jsonl and (if finished) results.json; return the folder."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng([seed, zlib.crc32(title.encode())])
     names = DIGITS if classes is None else classes
     path.mkdir(parents=True, exist_ok=True)
     config = {

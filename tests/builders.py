@@ -155,7 +155,9 @@ def make_mask(spatial: bool = False, seed: int = 3, kind: type[FeatureAttentionM
 TAPS = {"fusion": ("join", "head.first"), "late": ("left", "fc"), "vectors": ("fc1", "fc2"), "maps": ("conv1", "conv2")}
 
 
-def make_pool(*kinds: str, masked: bool = True, mask: type[FeatureAttentionMask] = FeatureAttentionMask, **options: Any):
+def make_pool(
+    *kinds: str, masked: bool = True, mask: type[FeatureAttentionMask] = FeatureAttentionMask, **options: Any
+):
     """Return a pool with one teacher of each kind, named after it, and two masked variants each, all frozen."""
     pool = TeacherPool({kind: make_teacher(kind, kind, seed=10 + i) for i, kind in enumerate(kinds)}, **options)
     if masked:
@@ -209,3 +211,12 @@ def same_state(module: nn.Module, before: dict[str, Tensor]) -> bool:
 def hook_count(module: nn.Module) -> int:
     """Return the number of hooks anywhere in a module."""
     return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
+
+
+def descend(module: nn.Module, rate: float) -> None:
+    """Take one step of signed gradient descent and forget the gradients."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter -= rate * parameter.grad.sign()
+                parameter.grad = None

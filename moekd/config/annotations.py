@@ -185,8 +185,10 @@ def _bare_words(bare: Any, metadata: tuple[Any, ...], registries: Mapping[str, R
 
 
 def _choices(annotation: Any) -> list[str]:
-    """Return the choices of a `Literal`."""
+    """Return the choices of a `Literal` or a bool."""
     bare = split(annotation)[0]
+    if bare is bool:
+        return ["true", "false"]
     choices = get_args(bare) if get_origin(bare) is Literal else ()
     return [repr(choice) if isinstance(choice, str) else yaml_word(choice) for choice in choices]
 

@@ -121,7 +121,7 @@ def _results(rows: Sequence[Row], split: str) -> PageTable:
     dense = any(row.dense for row in here)
     calibrated = any(not math.isnan(row.calibration_error) for row in here)
     header = ["Model", "Role", *(["mIoU"] if dense else []), "Accuracy", "Balanced accuracy", "Weighted F1", "Loss"]
-    header += [*(["Calibration error"] if calibrated else []), "Parameters", "Student ahead by, points"]
+    header += [*(["Calibration error"] if calibrated else []), "Parameters", "Student lead, points"]
     table = []
     for row in here:
         gap = student.headline - row.headline if student and row is not student else math.nan

@@ -100,6 +100,9 @@ class PoolSignals(Mapping[str, Signals]):
             raise ModelError(f"no teacher variant '{name}'; variants: {', '.join(self._signals) or 'none'}")
         return self._signals[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._signals
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._signals)
 

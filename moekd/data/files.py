@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import DataError, did_you_mean
 from .dataset import DATASETS, Batch, Dataset, FieldSpec, Ids, Split
 from .fields import Field
-from .files_labels import Labels, draw_rows, encode_labels, find_classes, rows_by_column
+from .files_labels import Labels, clean_labels, draw_rows, encode_labels, find_classes, rows_by_column
 from .files_source import ALL, Format, open_source, split_name
 from .fingerprint import digest, file_digest
 from .tables import Table
@@ -73,7 +73,7 @@ class Files(Dataset):
         self.columns = {name: name if field.column is None else field.column for name, field in fields.items()}
         self.tables = self._open()
         self._check_columns()
-        raw = {name: table.column(label) for name, table in self.tables.items()}
+        raw = {name: clean_labels(table.column(label)) for name, table in self.tables.items()}
         in_file = next((names for t in self.tables.values() if (names := t.class_names(label))), None)
         declared = in_file if classes is None else classes
         by_file = {self.tables[name].name: values for name, values in raw.items()}

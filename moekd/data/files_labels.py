@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,16 @@ from .few_labels import labelled_mask
 from .files_source import split_name
 
 Labels = NDArray[np.int64]
+
+
+def clean_labels(values: Sequence[Any]) -> list[Any]:
+    """Return label values with NaN as None and whole floats as integers (a csv column with empty cells holds floats)."""
+    return [
+        (None if math.isnan(value) else int(value) if value.is_integer() else value)
+        if isinstance(value, float)
+        else value
+        for value in values
+    ]
 
 
 def find_classes(values: Mapping[str, Sequence[Any]], declared: Sequence[str] | None, column: str) -> list[str]:

@@ -228,6 +228,20 @@ def test_hugging_face_media_columns_and_saved_sets(tmp_path):
         assert torch.allclose(sample["image"] * 255, torch.full((3, 5, 5), float(sample["id"])))
 
 
+def test_integer_labels_of_a_csv_with_empty_cells(tmp_path):
+    lines = [
+        f"{row},{'' if row == 1 else row % 2},{'train' if row < 6 else 'val' if row < 8 else 'test'}"
+        for row in range(10)
+    ]
+    (tmp_path / "t.csv").write_text("x,label,part\n" + "\n".join(lines))
+    data = from_yaml(
+        f"{{kind: files, path: {tmp_path / 't.csv'}, split: part, cache_dir: {tmp_path / 'cache'}, "
+        "fields: {x: {kind: vector}}}"
+    )
+    assert data.class_names == ["0", "1"]
+    assert data.splits["train"].labels.tolist() == [0, -1, 0, 1, 0, 1]
+
+
 def test_empty_labels_in_train_are_unlabelled_rows(tmp_path):
     rows = [{"x": [1.0], "label": None if row < 4 else "ab"[row % 2]} for row in range(12)]
     parquet.write_table(pa.Table.from_pylist(rows[:8]), tmp_path / "train.parquet")

@@ -18,7 +18,7 @@ Labels = NDArray[np.int64]
 
 
 def clean_labels(values: Sequence[Any]) -> list[Any]:
-    """Return label values with NaN as None and whole floats as integers (a csv column with empty cells holds floats)."""
+    """Return label values with NaN as None and whole floats as integers: csv columns with empty cells hold floats."""
     return [
         (None if math.isnan(value) else int(value) if value.is_integer() else value)
         if isinstance(value, float)

@@ -9,11 +9,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from .figures import BLUE, LINES, PALETTE, RED, Drawing, finish, new_figure, shorten, slug
+from .figures import BLUE, PALETTE, RED, Drawing, finish, new_figure, shorten, slug
 from .run import Record, Run, mapping, number
 
 MONITORS = ("miou", "accuracy", "balanced_accuracy", "weighted_f1")
 OTHERS = "other variants"
+Line = list[tuple[float, float]]
 
 
 def training_curves(run: Run) -> list[Drawing]:
@@ -49,14 +50,16 @@ def _stage_curves(
         losses.pop("total", None)
     metric = next((m for m in (monitored(dict(mapping(r.get("metrics")))) for r in validation) if m), None)
     measured = _series([(r.get("step"), mapping(r.get("metrics"))) for r in validation])
-    panels = [name for name, there in (("loss", bool(losses)), ("metric", metric in measured)) if there]
-    if not panels:
+    panels = [panel for panel in _by_size(losses) if panel]
+    ratios = [1.0, 0.6][: len(panels)] + ([1.0] if metric in measured else [])
+    if not ratios:
         return None
-    figure, axes = new_figure(1.2 + 2.0 * len(panels), len(panels), [1.0] * len(panels), sharex=True)
+    figure, axes = new_figure(1.2 + 2.0 * sum(ratios), len(ratios), ratios, sharex=True)
     figure.suptitle(shorten(stage if phase == "main" else f"{phase}: {stage}", 44), x=0.02, ha="left", weight="bold")
-    words = []
-    if losses:
-        words.append(_draw_losses(axes[0], losses, measured.get("loss")))
+    colors = {name: "#777777" if name == "total" else _color(index) for index, name in enumerate(losses)}
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw_losses(axis, panel, colors, measured.get("loss") if axis is axes[0] else None)
+    words = [f"{name} goes from {line[0][1]:.3g} to {line[-1][1]:.3g}." for name, line in losses.items()]
     if metric in measured:
         words.append(_draw_metric(axes[-1], str(metric), measured[str(metric)], _best_step(validation, end)))
     axes[-1].set_xlabel("step")
@@ -66,34 +69,47 @@ def _stage_curves(
     return finish(figure, slug("curves", phase, stage), section, f"Training curves of {name}. {' '.join(words)}", name)
 
 
-def _draw_losses(axis: Axes, losses: dict[str, list[tuple[float, float]]], validation: Any) -> str:
-    for index, (name, line) in enumerate(losses.items()):
-        style = LINES[index // len(PALETTE) % len(LINES)]
-        mark = "o" if len(line) == 1 else None
-        axis.plot(*_columns(line), color=PALETTE[index % len(PALETTE)], ls=style, marker=mark, label=shorten(name))
+def _by_size(losses: dict[str, Line]) -> list[dict[str, Line]]:
+    """Split the terms: those that would be flat beside the largest one get a panel of their own."""
+    largest = {name: max((abs(v) for _, v in line if math.isfinite(v)), default=0.0) for name, line in losses.items()}
+    limit = max(largest.values(), default=0.0) / 30
+    large = {name: line for name, line in losses.items() if largest[name] >= limit}
+    return [large, {name: line for name, line in losses.items() if name not in large}]
+
+
+def _draw_losses(axis: Axes, losses: dict[str, Line], colors: dict[str, str], validation: Line | None) -> None:
+    for name, line in losses.items():
+        style, mark = "--" if name == "total" else "-", "o" if len(line) == 1 else None
+        axis.plot(*_columns(line), color=colors[name], ls=style, marker=mark, label=shorten(name))
     if validation:
         axis.plot(*_columns(validation), color="#222222", ls=":", marker=".", label="validation loss")
-    values = [value for line in losses.values() for _, value in line if math.isfinite(value)]
-    positive = [value for value in values if value > 0]
-    if positive and min(values) > 0 and max(positive) > 50 * min(positive):
+    if any(_spans_decades(line) for line in losses.values()):
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     axis.set_ylabel("loss")
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, columnspacing=1.2, borderaxespad=0.2)
-    return " ".join(f"{name} goes from {line[0][1]:.3g} to {line[-1][1]:.3g}." for name, line in losses.items())
 
 
-def _draw_metric(axis: Axes, metric: str, line: list[tuple[float, float]], best_step: float) -> str:
+def _spans_decades(line: Line) -> bool:
+    values = [value for _, value in line if math.isfinite(value)]
+    return bool(values) and min(values) > 0 and max(values) > 1000 * min(values)
+
+
+def _draw_metric(axis: Axes, metric: str, line: Line, best_step: float) -> str:
     axis.plot(*_columns(line), color=BLUE, marker="o", ms=3.5)
     axis.set_ylabel(f"validation {metric}".replace("_", " "))
-    if all(0 <= value <= 1 for _, value in line if math.isfinite(value)):
+    if metric in MONITORS:
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     best = next((value for step, value in line if step == best_step), None)
     if best is not None:
         axis.plot([best_step], [best], "D", color=RED, ms=7, mfc="none", mew=1.8, label=f"best epoch ({best:.3f})")
-        axis.legend(loc="lower right")
+        axis.legend(loc="best")
     return f"Validation {metric} goes from {line[0][1]:.3f} to {line[-1][1]:.3f}."
+
+
+def _color(index: int) -> str:
+    return PALETTE[index % len(PALETTE)]
 
 
 def _best_step(validation: Sequence[Record], end: Record) -> float:
@@ -159,9 +175,9 @@ def _largest(records: list[Any], limit: int) -> dict[str, list[float]]:
     return {name: table[name] for name in names if name in kept} | {OTHERS: rest}
 
 
-def _series(points: list[tuple[Any, Any]]) -> dict[str, list[tuple[float, float]]]:
+def _series(points: list[tuple[Any, Any]]) -> dict[str, Line]:
     """Turn (step, {name: value}) into {name: [(step, value)]}; records without a number are left out."""
-    lines: dict[str, list[tuple[float, float]]] = {}
+    lines: dict[str, Line] = {}
     for index, (step, values) in enumerate(points):
         at = number(step) if math.isfinite(number(step)) else float(index)
         for name, value in values.items():
@@ -170,7 +186,7 @@ def _series(points: list[tuple[Any, Any]]) -> dict[str, list[tuple[float, float]
     return lines
 
 
-def _columns(line: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+def _columns(line: Line) -> tuple[list[float], list[float]]:
     return [step for step, _ in line], [value for _, value in line]
 
 

@@ -31,7 +31,6 @@ BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY = (
     "#8A8A8A",
 )
 PALETTE = [BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY]
-LINES = ["-", "--", "-.", ":"]
 WIDTH = 4.6
 DPI = 200
 STYLE: Any = {

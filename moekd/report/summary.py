@@ -58,14 +58,19 @@ def sampling_margin(a: Row, b: Row) -> float | None:
 def unfinished(run: Run) -> str:
     """Say how far a run without test results has come."""
     words = "This run has no test results yet."
-    validations = run.of_type("validation")
-    if not validations:
-        return words + (" It has not validated yet." if run.records else " It has recorded nothing yet.")
-    last = validations[-1]
+    if not run.records:
+        return f"{words} It has recorded nothing yet."
+    phase = str(run.records[-1].get("phase", "main"))
+    words += "" if phase == "main" else f" It is at the baseline '{phase}'."
+    measured = [record for record in run.of_type("validation") if record.get("phase", "main") == "main"]
+    if not measured:
+        return f"{words} The student has not been validated yet."
+    last = measured[-1]
     metrics = dict(mapping(last.get("metrics")))
     metric = monitored(metrics)
     value = f", {metric.replace('_', ' ')} {number(metrics[metric]):.3f}" if metric else ""
-    return f"{words} Last validation: stage {last.get('stage')}, epoch {count(number(last.get('epoch')) + 1)}{value}."
+    epoch = count(number(last.get("epoch")) + 1)
+    return f"{words} Last validation of the student: stage {last.get('stage')}, epoch {epoch}{value}."
 
 
 def key_numbers(run: Run, rows: Sequence[Row]) -> list[tuple[str, str, str]]:

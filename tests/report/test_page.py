@@ -83,7 +83,9 @@ MANY = [f"class number {i}" for i in range(90)]
         pytest.param({"routing": False}, ["No router took part"], id="no_routing"),
         pytest.param({"baselines": False}, ["No baseline was run"], id="no_baselines"),
         pytest.param({"dense": True}, ["reaches 39.1% mIoU", "pixels"], id="dense"),
-        pytest.param({"finished": False}, ["Last validation: stage specialise, epoch 10, accuracy 0."], id="half"),
+        pytest.param(
+            {"finished": False}, ["Last validation of the student: stage specialise, epoch 10, accuracy 0."], id="half"
+        ),
         pytest.param(
             {"classes": MANY, "absent_class": True},
             ["The 30 most frequent of 90 classes.", "class number 89", "All 90 classes"],

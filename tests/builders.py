@@ -214,9 +214,9 @@ def hook_count(module: nn.Module) -> int:
 
 
 def descend(module: nn.Module, rate: float) -> None:
-    """Take one step of signed gradient descent and forget the gradients."""
+    """Move every parameter by about `rate` against its gradient, and forget the gradients."""
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.grad is not None:
-                parameter -= rate * parameter.grad.sign()
+                parameter -= rate * parameter.grad / (parameter.grad.square().mean().sqrt() + 1e-6)
                 parameter.grad = None

@@ -111,7 +111,9 @@ def _fields(run: Run) -> list[str]:
     fields = mapping(mapping(document).get("fields"))
     lines = ["", "Inputs, in call order, each with the batch as first axis:", ""] if fields else []
     for name in mapping(document).get("inputs") or fields:
-        parts = "; ".join(f"{key} {value}" for key, value in mapping(fields.get(name)).items())
+        parts = "; ".join(
+            f"{key} {value}" for key, value in mapping(fields.get(name)).items() if value not in (None, "", [])
+        )
         lines.append(f"- {escape(name)}: {escape(parts)}")
     return lines
 

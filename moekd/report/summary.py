@@ -41,8 +41,24 @@ def summary(run: Run, rows: Sequence[Row]) -> str:
             f"With {count(student.n)} samples, differences below about {100 * margin:.1f} points may be sampling noise"
             + ("; the one to the best baseline is below that." if inside else ".")
         )
+    sentences += other_splits(rows, split)
     sentences.append("One run is one seed; compare several with 'moekd report RUN RUN ...'.")
     return " ".join(sentences)
+
+
+def other_splits(rows: Sequence[Row], primary: str) -> list[str]:
+    """Say for each further split where the student stands against the best baseline there."""
+    told = []
+    for split in dict.fromkeys(row.split for row in rows if row.split != primary):
+        student, baseline = best(rows, "student", split), best(rows, "baseline", split)
+        if student is not None and baseline is not None:
+            margin = sampling_margin(student, baseline)
+            noise = margin is not None and abs(student.headline - baseline.headline) < margin
+            words = (
+                f"On {split} it reaches {percent(student.headline)}: {_distance(student, baseline, 'best baseline')}"
+            )
+            told.append(words + (", within sampling noise." if noise else "."))
+    return told
 
 
 def sampling_margin(a: Row, b: Row) -> float | None:

@@ -38,6 +38,18 @@ def test_sampling_margin_hand_case():
     assert sampling_margin(*rows) == pytest.approx(1.96 * (0.16 / 400 + 0.25 / 400) ** 0.5)
 
 
+def test_every_split_is_told_of_even_where_the_student_loses():
+    accuracies = {"test": (0.6, 0.5), "test_far": (0.1, 0.3), "test_near": (0.51, 0.5)}
+    test = {
+        split: {"student": {"accuracy": a, "n": 1000}, "alone": {"accuracy": b, "n": 1000}}
+        for split, (a, b) in accuracies.items()
+    }
+    run = Run(Path("run"), results={"test": test})
+    text = summary(run, results_table(run.results))
+    assert "On test_far it reaches 10.0%: 20.0 points below the best baseline, alone (30.0%)." in text
+    assert "On test_near it reaches 51.0%: 1.0 points above the best baseline, alone (50.0%), within sampling" in text
+
+
 def test_no_baseline():
     assert "can't say what the teachers added" in told(0.5, None)
 

@@ -33,7 +33,7 @@ format: $(VENV)/.installed-dev ## format the code and repair what lint can repai
 	@$(BIN)/ruff check --fix .
 
 docs: $(VENV)/.installed-dev ## build the documentation into site/; a warning is an error
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "documentation: site/index.html"
 
 clean: ## remove the environment and everything that was built; runs/ stays

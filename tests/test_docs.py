@@ -99,6 +99,28 @@ def test_every_make_command_exists(page: Path) -> None:
     assert set(re.findall(r"\bmake ([a-z]+)\b(?=[^\n]*`|\s*#|$)", page.read_text(), re.M)) <= targets
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text()
+    named = re.findall(r"`((?:tests|moekd|routers|teachers|benchmarks|configs|examples|docs)/[\w./-]+\.\w+)`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_command_has_its_section_and_the_other_way_round() -> None:
+    import typer
+
+    from moekd.cli.main import app
+
+    commands = {
+        f"{name} {child}" if hasattr(command, "commands") else name
+        for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+        for child in getattr(command, "commands", {"": None})
+    }
+    page = (ROOT / "docs/commands.md").read_text()
+    assert set(re.findall(r"^## ([a-z][a-z ]+)$", page, re.M)) == commands
+    assert set(re.findall(r"<!-- options: ([a-z ]+) -->", page)) == commands
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 from ..errors import DataError
 
@@ -45,6 +44,8 @@ def resample(wave: Wave, rate: int, wanted: int) -> Wave:
     """Resample `[S]` from one rate to another, both in Hz, with a polyphase filter."""
     if rate == wanted:
         return wave
+    from scipy.signal import resample_poly
+
     common = gcd(rate, wanted)
     return resample_poly(wave, wanted // common, rate // common).astype(np.float32)
 

@@ -109,9 +109,11 @@ def find_drawings(modules: Path, style: str, concepts: list[dict[str, Any]]) -> 
             continue
         icon = drawn[found]
         width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
-        view = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
+        side = max(width, height)
+        left, top = icon.get("left", 0) - (side - width) / 2, icon.get("top", 0) - (side - height) / 2
         head = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        drawings.append(f'<svg {head} viewBox="{view}" width="{width}" height="{height}">{icon["body"]}</svg>')
+        view = f'viewBox="{left:g} {top:g} {side} {side}" width="{side}" height="{side}"'
+        drawings.append(f"<svg {head} {view}>{icon['body']}</svg>")
         rows.append(concept["row"])
     return rows, drawings
 

@@ -96,7 +96,7 @@ def finish(recipe: Recipe, program: Program, run: RunFolder) -> None:
     """Export the student with its card and write the report."""
     from .report import model_card, write_report
 
-    export_run(recipe, program, run.student, model_card(run.path))
+    export_run(recipe, program, run.student, model_card(run.path, use=False))
     write_report(run.path)
 
 

@@ -10,7 +10,7 @@ from .model import Model
 from .routers import Router
 from .stages import RunData, Stage
 from .step import Models
-from .teachers import TeacherPool
+from .teachers import Stacking, TeacherPool
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Phase:
         student: a freshly initialised student.
         router: of this phase, if any.
         stages: in order.
+        after: stage of the main phase whose student this phase starts from; None starts from the fresh one.
+        stacking: how masks of one teacher meet in this phase.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Phase:
     student: Model
     router: Router | None
     stages: list[Stage]
+    after: str | None = None
+    stacking: Stacking = "independent"
 
 
 @dataclass(frozen=True)
@@ -72,5 +76,6 @@ class Program:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def models(self, phase: Phase) -> Models:
-        """Return what the stages of a phase work on."""
+        """Return what the stages of a phase work on; the pool stacks its masks as the phase says."""
+        self.pool.mask_stacking = phase.stacking
         return Models(phase.student, self.pool, phase.router)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import torch
 from .assembly import build_masks, build_model, build_pool, build_router, probe
 from .config import (
     OPTIMIZERS,
-    SCHEDULERS,
     RecipeConfig,
     RouterConfig,
     Spec,
     StageConfig,
     build,
+    build_scheduler,
     load_config,
     parse_recipe,
     recipe_dict,
@@ -80,10 +81,12 @@ class Recipe:
             probe(pool.teacher(name), f"teachers.{name}", sample, data.num_classes, dataset)
         if config.masks is not None:
             build_masks(config.masks.spec, pool, sample, seed)
-        phases = [self._phase("main", config.title or "student", config.stages, config.router, student, pool, data)]
+        main = self._phase("main", config.title or "student", config.stages, config.router, student, pool, data)
+        phases = [replace(main, stacking=stacking)]
         for name, baseline in config.baselines.items():
             fresh, router = self._student(data.num_classes), baseline.router or config.router
-            phases.append(self._phase(name, baseline.title or name, baseline.stages, router, fresh, pool, data))
+            phase = self._phase(name, baseline.title or name, baseline.stages, router, fresh, pool, data)
+            phases.append(replace(phase, after=baseline.after, stacking=baseline.stacking or stacking))
         return Program(
             phases=phases,
             pool=pool,
@@ -189,5 +192,4 @@ def _optimizer(spec: Spec, where: str, parameters: list[torch.nn.Parameter]) -> 
 def _scheduler(
     spec: Spec, where: str, optimizer: torch.optim.Optimizer, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    scheduler: torch.optim.lr_scheduler.LRScheduler = build(spec, SCHEDULERS, where=where, optimizer=optimizer)
-    return scheduler
+    return build_scheduler(spec, optimizer, steps, where)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .program import Program
+from .stages.loop_state import StateDict, copy_weights
 from .teachers import TeacherPool
 
 
@@ -19,6 +20,7 @@ class RunState:
         stages_done: stages that are finished.
         saves: checkpoints written.
         trained: teachers that a stage has trained so far; only their weights go into checkpoints.
+        snapshots: the main student after the stages that a baseline starts from.
     """
 
     phase: int = 0
@@ -26,6 +28,7 @@ class RunState:
     stages_done: int = 0
     saves: int = 0
     trained: list[str] = field(default_factory=list)
+    snapshots: dict[str, StateDict] = field(default_factory=dict)
 
     def note_trained(self, trains: Iterable[str], pool: TeacherPool) -> None:
         """Remember which teachers a stage trains."""
@@ -35,9 +38,14 @@ class RunState:
             elif name.startswith("teachers.") and name.partition(".")[2] not in self.trained:
                 self.trained.append(name.partition(".")[2])
 
+    def note_student(self, program: Program, phase: int, stage: str) -> None:
+        """Keep the main student's weights after a stage that a baseline starts from."""
+        if phase == 0 and any(later.after == stage for later in program.phases):
+            self.snapshots[stage] = copy_weights({"student": program.phases[0].student})["student"]
+
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
+        """Return plain values (not the snapshots)."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "snapshots"}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> RunState:
@@ -53,6 +61,7 @@ def module_states(program: Program, state: RunState) -> dict[str, Any]:
         "routers": {phase.name: phase.router.state_dict() for phase in begun if phase.router is not None},
         "masks": program.pool.masks.state_dict(),
         "teachers": {name: program.pool.teacher(name).state_dict() for name in state.trained},
+        "snapshots": state.snapshots,
     }
 
 

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
+from .atomic import probe_writable
 from .checkpoint import check_same, clean_leftovers, config_hash, find_latest, load_checkpoint, save_checkpoint
 from .errors import CheckpointError, ConfigError
 from .measure import measure
@@ -59,9 +60,7 @@ class Trainer:
             seed_everything(program.seed, self.accelerator.process_index)
             stage_state = self.resume(resume, allow) if resume is not None else None
             if self.is_main and stage_state is None and not self.state.stages_done:
-                clean_leftovers(self.run_folder.checkpoints)
-                self.run_folder.write_config(program.config)
-                self.run_folder.write_environment()
+                self.start_folder()
             self.trackers.start(program.config)
             for index in range(self.state.phase, len(program.phases)):
                 self.run_phase(index, program.phases[index], stage_state)
@@ -72,14 +71,27 @@ class Trainer:
             self.trackers.end()
         return results
 
+    def start_folder(self) -> None:
+        """Make sure that the run can be written, and write what is known before the first step."""
+        models = [self.program.pool, *(phase.student for phase in self.program.phases)]
+        weights = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+        probe_writable(self.run_folder.path, 3 * weights * (self.program.loop.keep + 1))
+        clean_leftovers(self.run_folder.checkpoints)
+        self.run_folder.truncate_to(0)
+        self.run_folder.write_config(self.program.config)
+        self.run_folder.write_environment()
+
     def run_phase(self, index: int, phase: Phase, stage_state: Mapping[str, Any] | None) -> None:
         """Run the stages of a phase that are left."""
+        if phase.after is not None and stage_state is None and self.state.stage == 0:
+            phase.student.load_state_dict(self.state.snapshots[phase.after])
         for position in range(self.state.stage, len(phase.stages)):
             self.state.phase, self.state.stage = index, position
             stage = phase.stages[position]
             self.state.note_trained(stage.settings.trains, self.program.pool)
             stage.run(self.context(phase), stage_state)
             stage_state = None
+            self.state.note_student(self.program, index, stage.name)
             self.state.stages_done += 1
             last = position + 1 == len(phase.stages)
             self.state.phase, self.state.stage = (index + 1, 0) if last else (index, position + 1)
@@ -145,7 +157,7 @@ class Trainer:
             return None
         state, meta = load_checkpoint(path)
         check_same(meta, self.meta(), allow)
-        self.state = RunState.from_dict(meta["run"])
+        self.state = RunState.from_dict(meta["run"] | {"snapshots": state["models"]["snapshots"]})
         load_modules(self.program, state["models"])
         restore_random_state(state["random"]["main"])
         if self.accelerator.num_processes > 1:

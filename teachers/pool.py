@@ -63,7 +63,7 @@ class TeacherPool(nn.Module):
         self.mask_stacking, self.sharing = mask_stacking, sharing
         self.forwards = 0
         self._variants = {name: Variant(name, name) for name in teachers}
-        self._shares_prefix: dict[str, bool] = {}
+        self._shares_prefix: dict[tuple[str, bool], bool] = {}
 
     @property
     def names(self) -> list[str]:
@@ -104,7 +104,7 @@ class TeacherPool(nn.Module):
             raise ModelError(f"variant '{name}' exists already")
         self.masks[_key(name)] = mask
         self._variants[name] = Variant(name, teacher, tap)
-        self._shares_prefix.pop(teacher, None)
+        self._shares_prefix.clear()
         return name
 
     def variant(self, name: str) -> Variant:
@@ -162,9 +162,13 @@ class TeacherPool(nn.Module):
         """Return the masked variants that a forward needs: those asked for and, if masks stack, the earlier ones."""
         masked = [v for v in self._variants.values() if v.teacher == teacher and v.tap is not None]
         asked = [index for index, v in enumerate(masked) if v in mine]
-        if self.mask_stacking == "cumulative":
+        if self._stacks():
             return masked[: max(asked, default=-1) + 1]
         return [masked[index] for index in asked]
+
+    def _stacks(self) -> bool:
+        """Tell whether earlier masks are active in a variant; while masks train, each is alone."""
+        return self.mask_stacking == "cumulative" and not any(p.requires_grad for p in self.masks.parameters())
 
     def _run_rows(
         self, teacher: str, batch: Batch, mine: Sequence[Variant], rows: Mapping[str, Tensor], features: bool
@@ -198,7 +202,7 @@ class TeacherPool(nn.Module):
         """One forward: each tap appends the masked copy of its source rows behind the rows that are there."""
         size, order = _batch_size(teacher, batch), [teacher.name]
         by_tap = {variant.tap: variant for variant in active}
-        cumulative = self.mask_stacking == "cumulative"
+        cumulative = self._stacks()
 
         def append(tap: str, output: Tensor) -> Tensor:
             variant = by_tap[tap]
@@ -233,7 +237,7 @@ class TeacherPool(nn.Module):
         size, names = _batch_size(teacher, batch), [teacher.name, *[variant.name for variant in active]]
         copies = {f: torch.cat([batch[f]] * len(names)) for f in teacher.inputs}
         by_tap = {variant.tap: variant for variant in active}
-        cumulative = self.mask_stacking == "cumulative"
+        cumulative = self._stacks()
 
         def replace(tap: str, output: Tensor) -> Tensor:
             variant = by_tap[tap]
@@ -271,7 +275,8 @@ class TeacherPool(nn.Module):
         size = _batch_size(teacher, batch)
         if self.sharing != "auto" or size == 0:
             return self.sharing == "prefix" and size > 0
-        if teacher.name not in self._shares_prefix:
+        key = (teacher.name, self._stacks())
+        if key not in self._shares_prefix:
             few = {field: batch[field][torch.arange(3) % size] for field in teacher.inputs}
             count = self.forwards
             masks = [
@@ -299,8 +304,8 @@ class TeacherPool(nn.Module):
                 logger.info(
                     "teacher '%s': variants replicate the input, since its rows meet another branch", teacher.name
                 )
-            self._shares_prefix[teacher.name] = exact
-        return self._shares_prefix[teacher.name]
+            self._shares_prefix[key] = exact
+        return self._shares_prefix[key]
 
 
 def _close(a: Signals, b: Signals) -> bool:

@@ -9,6 +9,7 @@ import sys
 import typer
 
 from ..errors import MoekdError
+from .benchmark import benchmark
 from .data import data
 from .inspection import check, list_kinds
 from .results import evaluate, export, predict, report
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (distill, check, evaluate, predict, report, export):
+for command in (distill, benchmark, check, evaluate, predict, report, export):
     app.command()(command)
 app.command("list")(list_kinds)
 app.add_typer(data, name="data")

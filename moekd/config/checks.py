@@ -59,6 +59,10 @@ def _names(config: RecipeConfig) -> Iterator[str]:
     for name in baselines:
         if name in teachers:
             yield problem(join("baselines", name), "a teacher has this name; results need distinct names")
+        after, stages = _get(baselines[name], "after"), [_get(stage, "name") for stage in _list(config.stages)]
+        if isinstance(after, str) and INVALID not in stages and after not in stages:
+            hint = did_you_mean(after, stages) or f"; stages: {', '.join(stages)}"
+            yield problem(f"{join('baselines', name)}.after", f"the recipe has no stage '{after}'{hint}")
     for where, model in [("student", config.student), *((join("teachers", n), m) for n, m in teachers.items())]:
         for tap in _repeated(_list(_get(model, "taps"))):
             yield problem(join(where, "taps"), f"{shorten(repr(tap))} occurs twice")

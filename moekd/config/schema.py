@@ -208,11 +208,15 @@ class BaselineConfig(Section):
         stages: the stages.
         title: name in tables.
         router: router of its stages, by default the recipe's.
+        after: stage of the recipe whose student it starts from; by default a new student.
+        stacking: how masks of one teacher meet in its stages, by default as in the recipe.
     """
 
     stages: Annotated[list[StageConfig], MinLen(1)]
     title: str = ""
     router: RouterConfig | None = None
+    after: SnakeCase | None = None
+    stacking: Literal["independent", "cumulative"] | None = None
 
 
 class EvaluationConfig(Section):

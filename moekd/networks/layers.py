@@ -90,7 +90,7 @@ def join(parts: Sequence[Tensor], who: nn.Module) -> Tensor:
     Raises:
         ModelError: the branches have different numbers of rows.
     """
-    if len({part.size(0) for part in parts}) > 1:
+    if any(part.size(0) != parts[0].size(0) for part in parts):
         rows = ", ".join(str(part.size(0)) for part in parts)
         raise ModelError(
             f"{type(who).__name__} joins branches with {rows} rows; give every input the same batch, and where a tap "

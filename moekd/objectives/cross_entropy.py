@@ -46,7 +46,7 @@ class CrossEntropy(Objective):
         ignore_index: label value that does not count, such as the void class of a segmentation set.
     """
 
-    def __init__(self, on: str = "student", label_smoothing: float = 0.0, ignore_index: int = -100) -> None:
+    def __init__(self, on: str | list[str] = "student", label_smoothing: float = 0.0, ignore_index: int = -100) -> None:
         super().__init__()
         self.on, self.label_smoothing, self.ignore_index = on, label_smoothing, ignore_index
 
@@ -76,4 +76,5 @@ class CrossEntropy(Objective):
 
     def _models(self, pool: TeacherPool) -> list[str]:
         groups = {"student": ["student"], "teachers": pool.names, "all": ["student", *pool.names]}
-        return list(groups.get(self.on, [self.on]))
+        names = [self.on] if isinstance(self.on, str) else self.on
+        return list(dict.fromkeys(model for name in names for model in groups.get(name, [name])))

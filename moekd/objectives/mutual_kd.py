@@ -25,17 +25,21 @@ class MutualKD(Objective):
     Args:
         temperature: softmax temperature T > 0.
         detach_target: stop the gradient into the target of each pair.
+        teachers: names of the teachers that take part, default all.
     """
 
-    def __init__(self, temperature: float = 4.0, detach_target: bool = False) -> None:
+    def __init__(
+        self, temperature: float = 4.0, detach_target: bool = False, teachers: list[str] | None = None
+    ) -> None:
         super().__init__()
+        self.teachers = teachers
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, found {temperature}")
         self.temperature, self.detach_target = temperature, detach_target
 
     def forward(self, step: Step) -> Mapping[str, Loss]:
         """Return `{"mutual_kd": [B]}`, summed over the pairs."""
-        names = ["student", *step.pool.names]
+        names = ["student", *self.variants(step.pool)]
         logits = {name: step.signals(name).require_logits("mutual_kd") for name in names}
         total = full_precision(logits["student"].new_zeros(logits["student"].shape[0]))
         for learner, target in permutations(names, 2):
@@ -44,5 +48,5 @@ class MutualKD(Objective):
         return {"mutual_kd": total}
 
     def variants(self, pool: TeacherPool) -> Sequence[str]:
-        """Return all plain teachers."""
-        return pool.names
+        """Return the plain teachers that take part."""
+        return pool.names if self.teachers is None else self.teachers

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..routers import Router
 from ..step import Models
 from .base import StageSettings
-from .context import StageContext
+from .context import RunData, StageContext
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +33,13 @@ class TeacherPlan:
     reason: str
 
 
-def plan_teachers(context: StageContext, settings: StageSettings) -> TeacherPlan:
+def plan_teachers(models: Models, data: RunData, settings: StageSettings) -> TeacherPlan:
     """Decide it from the objectives, the router and who trains (call it after `train_only`).
 
     Raises:
         ConfigError: the stage insists on a cache that would be wrong.
     """
-    models, objectives = context.models, [weighted.objective for weighted in settings.objectives]
+    objectives = [weighted.objective for weighted in settings.objectives]
     pool = models.pool
     readers = {name for objective in objectives for name in objective.variants(pool)}
     router = models.router if any(objective.routable for objective in objectives) else None
@@ -47,14 +47,14 @@ def plan_teachers(context: StageContext, settings: StageSettings) -> TeacherPlan
         readers |= set(pool.experts)
     wanted = [name for name in [*pool.names, *pool.specialised] if name in readers]
     features = any(objective.reads_features for objective in objectives)
-    train = context.data.split("train")
+    train = data.split("train")
     reason = why_not_cached(
         pool,
         wanted,
         reads_features=features,
         transforms=len(settings.transforms),
         random_data=getattr(train, "random", False),
-        needs_bytes=4 * len(train) * len(wanted) * context.data.num_classes,
+        needs_bytes=4 * len(train) * len(wanted) * data.num_classes,
     )
     if settings.cache == "off":
         reason = "switched off"

@@ -60,7 +60,7 @@ class _Loop:
         parameters = parameters_of(self.modules.values())
         if not parameters:
             raise ConfigError(f"stage '{settings.name}' has nothing to train: 'trains' names no module with parameters")
-        plan = plan_teachers(context, settings)
+        plan = plan_teachers(context.models, context.data, settings)
         for module in [context.models.student, context.models.pool, context.models.router, *settings.objectives]:
             if module is not None:
                 module.to(context.device)

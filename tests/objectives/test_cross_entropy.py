@@ -67,6 +67,12 @@ def test_only_labelled_rows_count() -> None:
     torch.testing.assert_close(loss, F.cross_entropy(logits[[0, 2]], labels[[0, 2]]))
 
 
+def test_objective_smooths_labels() -> None:
+    step = make_step(make_pool(masked=False))
+    loss = reduce(CrossEntropy(label_smoothing=0.2)(step)["cross_entropy/student"])
+    torch.testing.assert_close(loss, F.cross_entropy(step.student.logits, step.batch["label"], label_smoothing=0.2))
+
+
 def test_labels_of_unlabelled_rows_do_not_matter() -> None:
     batch, losses = make_batch(4, labelled=[True, False, True, False]), []
     for hidden in (-1, 2, -100):

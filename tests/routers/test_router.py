@@ -61,11 +61,14 @@ def test_select_gives_the_gate_no_gradient_from_distillation() -> None:
 @pytest.mark.parametrize("k", [2, None])
 @pytest.mark.parametrize("combine", ["loss", "target"])
 def test_weights_that_count_give_the_gate_a_gradient_and_teachers_none(combine: str, k: int | None) -> None:
-    pool, router = strangers(3), make_router(3, k=k, combine=combine)
-    assert router.signal == "kd"
-    RoutedKD()(make_step(pool, router))["routed_kd"].mean().backward()
-    assert moved(router)
-    assert all(p.grad is None for p in pool.parameters())
+    for variants in (None, []):
+        pool, router = strangers(3), make_router(3, k=k, combine=combine)
+        for name in pool.names:
+            pool.teacher(name).thaw()
+        assert router.signal == "kd"
+        RoutedKD()(make_step(pool, router, variants=variants))["routed_kd"].mean().backward()
+        assert moved(router)
+        assert all(p.grad is None for p in pool.parameters())
 
 
 @pytest.mark.parametrize("signal", ["aux_only", "none"])

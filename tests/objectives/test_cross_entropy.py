@@ -130,9 +130,11 @@ def test_dense_images_without_labels_or_with_void_alone_do_not_count() -> None:
         ("teachers", ["fusion", "vectors"]),
         ("all", ["student", "fusion", "vectors"]),
         ("fusion", ["fusion"]),
+        (["vectors", "student"], ["vectors", "student"]),
+        (["student", "all"], ["student", "fusion", "vectors"]),
     ],
 )
-def test_one_loss_a_model(on: str, names: list[str]) -> None:
+def test_one_loss_a_model(on: str | list[str], names: list[str]) -> None:
     pool = make_pool("fusion", "vectors")
     objective = CrossEntropy(on=on)
     step = make_step(pool, variants=objective.variants(pool))

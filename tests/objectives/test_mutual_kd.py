@@ -79,6 +79,16 @@ def test_swapping_the_roles_of_two_networks_changes_nothing() -> None:
     torch.testing.assert_close(other, loss)
 
 
+def test_some_of_the_teachers() -> None:
+    student, pool = trio()
+    objective = MutualKD(teachers=["vectors"])
+    assert list(objective.variants(pool)) == ["vectors"]
+    step = make_step(pool, student=student, variants=objective.variants(pool))
+    s, a = step.student.logits, pool(step.batch, ["vectors"])["vectors"].logits
+    torch.testing.assert_close(objective(step)["mutual_kd"], kd_kl(s, a) + kd_kl(a, s))
+    assert pool.forwards == 2
+
+
 def test_student_alone_gives_zero() -> None:
     loss = MutualKD()(make_step(TeacherPool({})))["mutual_kd"]
     assert torch.equal(loss, torch.zeros(6))

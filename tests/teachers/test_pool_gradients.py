@@ -23,19 +23,16 @@ from ..builders import (
 
 @pytest.mark.parametrize("sharing", ["prefix", "replicate"])
 @pytest.mark.parametrize("stacking", ["independent", "cumulative"])
-def test_gradient_reaches_masks_and_not_teachers(stacking: str, sharing: str) -> None:
+def test_gradient_reaches_the_own_mask_alone_and_no_teacher(stacking: str, sharing: str) -> None:
     pool = make_pool("fusion", "maps", mask_stacking=stacking, sharing=sharing)
     pool.masks.requires_grad_(True)
     before, signals = snapshot(pool.teachers), pool(make_batch())
     for name in pool.experts:
         pool.zero_grad()
         signals[name].logits.square().sum().backward(retain_graph=True)
-        teacher = pool.variant(name).teacher
-        mine = [v for v in pool.specialised if v.startswith(f"{teacher}/")]
-        active = mine[: mine.index(name) + 1] if stacking == "cumulative" else [name]
         for variant in pool.specialised:
             total = sum(float(p.grad.abs().sum()) for p in pool.mask(variant).parameters() if p.grad is not None)
-            assert (total > 0) == (variant in active), variant
+            assert (total > 0) == (variant == name), variant
         assert all(p.grad is None for p in pool.teachers.parameters())
     assert same_state(pool.teachers, before)
 
@@ -78,12 +75,29 @@ def test_only_teachers_that_train_build_a_graph() -> None:
 
 
 def test_frozen_knows_the_masks_that_are_active() -> None:
-    pool = make_pool("fusion", mask_stacking="cumulative")
+    pool = make_pool("fusion", "vectors")
     pool.mask("fusion/join").requires_grad_(True)
-    assert pool.frozen(["fusion"])
-    assert not pool.frozen(["fusion/head.first"])
-    pool.mask_stacking = "independent"
-    assert pool.frozen(["fusion/head.first"])
+    assert pool.frozen(["fusion", "fusion/head.first", "vectors/fc1"])
+    assert not pool.frozen(["vectors", "fusion/join"])
+    assert not pool.frozen()
+
+
+def test_parts_are_the_teacher_and_the_masks_that_are_active() -> None:
+    for stacking, count in (("independent", 1), ("cumulative", 2)):
+        pool = make_pool("fusion", mask_stacking=stacking)
+        masks = [pool.mask(name) for name in pool.specialised]
+        assert pool.parts("fusion/head.first") == [pool.teacher("fusion"), *masks[-count:]]
+        assert pool.parts("fusion/join") == [pool.teacher("fusion"), masks[0]]
+        assert pool.parts("fusion") == [pool.teacher("fusion")]
+
+
+def test_masks_train_alone_and_stack_once_they_are_frozen() -> None:
+    pool, alone, batch = make_pool("vectors", mask_stacking="cumulative"), make_pool("vectors"), make_batch()
+    last = pool.specialised[-1]
+    pool.masks.requires_grad_(True)
+    torch.testing.assert_close(pool(batch)[last].logits.detach(), alone(batch)[last].logits)
+    pool.masks.requires_grad_(False)
+    assert (pool(batch)[last].logits - alone(batch)[last].logits).abs().max() > 1e-2
 
 
 def test_masked_variants_of_a_teacher_in_training_are_refused() -> None:

@@ -71,6 +71,7 @@ def test_stacking_against_the_order_can_not_share_the_prefix() -> None:
     pool = TeacherPool({"t": make_teacher("vectors", "t")}, "cumulative", "prefix")
     for tap in ("fc2", "fc1"):
         pool.specialise("t", tap, make_mask())
+    pool.requires_grad_(False)
     with pytest.raises(ModelError, match=r"stack in the order \['fc2', 'fc1'\], but tap 'fc1' fires earlier"):
         pool(make_batch())
 
@@ -93,6 +94,15 @@ def test_rows_that_meet_another_branch_fall_back_to_replication(stacking: str, r
 def test_sharing_the_prefix_is_refused_by_a_network_that_can_not() -> None:
     with pytest.raises(RuntimeError, match="must match the size"):
         make_pool("late", sharing="prefix")(make_batch())
+
+
+def test_auto_decides_anew_when_masks_begin_to_stack() -> None:
+    pool, batch = TeacherPool({"t": make_teacher("vectors", "t")}, "cumulative"), make_batch()
+    for seed, tap in enumerate(["fc2", "fc1"]):
+        pool.specialise("t", tap, make_mask(seed=seed))
+    torch.testing.assert_close(pool(batch)["t/fc1"].logits, by_hand(pool, batch, ["t/fc1"]), **CLOSE)
+    pool.requires_grad_(False)
+    torch.testing.assert_close(pool(batch)["t/fc1"].logits, by_hand(pool, batch, ["t/fc2", "t/fc1"]), **CLOSE)
 
 
 def test_auto_shares_where_it_can() -> None:

@@ -125,7 +125,7 @@ def _dry_step(program: Program, phase: Phase, index: int, sample: Any) -> dict[s
         "trainable": trainable,
         "steps": settings.steps or (settings.epochs or 0) * -(-batches // settings.accumulate),
         "teacher_forwards": 0 if plan.cached else program.pool.forwards - before,
-        "teachers": "cached" if plan.cached else plan.reason or "live",
+        "teachers": "cached" if plan.cached else plan.reason or "none",
         "state_mb": round(trainable * 16 / 2**20, 1),
         "losses": sorted({name for w in settings.objectives for name in w.terms(step)}),
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from .atomic import probe_writable
@@ -165,7 +166,8 @@ class Trainer:
         if self.is_main:
             clean_leftovers(self.run_folder.checkpoints)
             self.run_folder.truncate_to(meta["metrics_position"])
-        self.progress.say(f"resumed from {path}")
+            self.run_folder.write_config(self.program.config)
+            logger.info("resumed from %s", path)
         return state["stage"] or None
 
     def find(self, resume: Path | str) -> Path | None:
@@ -176,10 +178,10 @@ class Trainer:
                 raise CheckpointError(f"no checkpoint at {path}; --resume auto takes the newest of the run")
             return path
         path_or_none, skipped = find_latest(self.run_folder.checkpoints)
-        for bad, reason in skipped:
-            self.progress.say(f"skipped the checkpoint {bad.name}: {reason}")
-        if path_or_none is None:
-            self.progress.say("no checkpoint to resume from: the run starts from the beginning")
+        for bad, reason in skipped if self.is_main else ():
+            logger.warning("skipped the checkpoint %s: %s", bad.name, reason)
+        if path_or_none is None and self.is_main:
+            logger.warning("no checkpoint to resume from: the run starts from the beginning")
         return path_or_none
 
     def gather_random_states(self) -> torch.Tensor:
@@ -194,6 +196,9 @@ class Trainer:
 def make_accelerator(program: Program) -> Accelerator:
     """Return an Accelerator for the program's device and precision.
 
+    Accelerate keeps device and precision for the whole process and refuses a second choice; each program gets a state
+    of its own here, and accelerators made earlier keep theirs.
+
     Raises:
         ConfigError: the machine can't do what is asked for.
     """
@@ -201,6 +206,9 @@ def make_accelerator(program: Program) -> Accelerator:
     if loop.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("trainer.device: 'cuda' is asked for, but there is no usable GPU; use auto or cpu")
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+    AcceleratorState._shared_state = {}
+    if PartialState._shared_state.get("num_processes", 1) == 1:
+        PartialState._shared_state = {}
     try:
         return Accelerator(
             mixed_precision=loop.mixed_precision,

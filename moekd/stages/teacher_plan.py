@@ -47,6 +47,8 @@ def plan_teachers(models: Models, data: RunData, settings: StageSettings) -> Tea
         readers |= set(pool.experts)
     wanted = [name for name in [*pool.names, *pool.specialised] if name in readers]
     features = any(objective.reads_features for objective in objectives)
+    if not wanted and settings.cache != "memory":
+        return TeacherPlan([], features, False, "")
     train = data.split("train")
     reason = why_not_cached(
         pool,

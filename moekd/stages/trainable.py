@@ -15,7 +15,7 @@ def trained_modules(models: Models, trains: Sequence[str]) -> dict[str, nn.Modul
 
     Args:
         models: student, pool, router.
-        trains: of `student`, `teachers`, `teachers.<name>`, `masks`, `router`.
+        trains: of `student`, `teachers`, `teachers.<name>`, `masks`, `router`, `objectives` (which train anyway).
 
     Raises:
         ConfigError: a name that means nothing in this recipe.
@@ -33,8 +33,8 @@ def trained_modules(models: Models, trains: Sequence[str]) -> dict[str, nn.Modul
             found["masks"] = pool.masks
         elif name == "router" and models.router is not None:
             found["router"] = models.router
-        else:
-            known = ["student", "teachers", *(f"teachers.{t}" for t in pool.names), "masks", "router"]
+        elif name != "objectives":
+            known = ["student", "teachers", *(f"teachers.{t}" for t in pool.names), "masks", "router", "objectives"]
             raise ConfigError(f"trains: '{name}' is nothing that this recipe can train{did_you_mean(name, known)}")
     return found
 

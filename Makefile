@@ -17,8 +17,8 @@ ARGS ?=
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-quickstart: $(VENV)/.installed ## install, then distil a small student on the shipped data and print its table
-	@$(BIN)/moekd distill quickstart $(ARGS)
+quickstart: $(VENV)/.installed ## install, then distil a small student on the shipped data; an interrupted run goes on
+	@$(BIN)/moekd distill quickstart --resume auto $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the test-suite
 	@$(BIN)/pytest $(ARGS)

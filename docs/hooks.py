@@ -13,6 +13,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = re.compile(r"<!-- options: ([a-z ]+) -->")
+RESULTS = re.compile(r"<!-- results: (\w+) -->")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -30,8 +31,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace `<!-- options: COMMAND -->` by a table of what the command takes."""
-    return OPTIONS.sub(lambda found: options_table(found[1]), markdown)
+    """Replace `<!-- options: COMMAND -->` by what the command takes, `<!-- results: NAME -->` by a committed table."""
+    markdown = OPTIONS.sub(lambda found: options_table(found[1]), markdown)
+    return RESULTS.sub(lambda found: results_table(found[1]), markdown)
+
+
+def results_table(name: str) -> str:
+    """Return the committed results of a benchmark suite."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.md"
+    return path.read_text() if path.is_file() else "*No results are committed for this version.*"
 
 
 def options_table(name: str) -> str:

@@ -7,9 +7,14 @@ with a collective that carries gradients.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from .errors import DataError
 
 
 def world_size() -> int:
@@ -56,6 +61,21 @@ def sum_over_processes(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(value)
     return value
+
+
+def rows_everywhere(batch: Mapping[str, Any]) -> bool:
+    """Tell whether a batch has rows.
+
+    Raises:
+        DataError: it is empty (all samples were skipped) in one of several processes, which can't go on without it.
+    """
+    if len(batch["id"]):
+        return True
+    if world_size() > 1:
+        raise DataError(
+            f"process {rank()} has a batch without a readable sample; use on_bad_sample 'substitute' or larger batches"
+        )
+    return False
 
 
 def average_buffers(module: torch.nn.Module) -> None:

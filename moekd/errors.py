@@ -38,6 +38,14 @@ class NonFiniteError(MoekdError):
     """A loss or gradient became NaN or infinite."""
 
 
+class StoppedError(MoekdError):
+    """A signal ended the run after a step, whose checkpoint is written; the exit code is 128 and the signal."""
+
+    def __init__(self, signal: int, where: str) -> None:
+        super().__init__(f"stopped by signal {signal} at {where}; continue with the same command and --resume auto")
+        self.exit_code = 128 + signal
+
+
 class CheckpointError(MoekdError):
     """A checkpoint is missing, damaged or belongs to another run."""
 

@@ -15,7 +15,8 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from .atomic import probe_writable
 from .checkpoint import check_same, clean_leftovers, config_hash, find_latest, load_checkpoint, save_checkpoint
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, StoppedError
+from .interruption import StopRequest
 from .measure import measure
 from .program import Phase, Program
 from .progress import Progressbar
@@ -43,6 +44,7 @@ class Trainer:
         self.progress = Progressbar(enabled=self.is_main and not quiet)
         self.trackers = Trackers(self.accelerator, program.loop.trackers, run)
         self.state = RunState()
+        self.stop = StopRequest()
         self.fingerprints = {name: program.pool.teacher(name).fingerprint() for name in program.pool.names}
 
     def fit(self, resume: Path | str | None = None, allow: Collection[str] = ()) -> dict[str, Any]:
@@ -55,9 +57,11 @@ class Trainer:
 
         Raises:
             CheckpointError: nothing to resume from, or it belongs to another run.
+            StoppedError: a signal ended the run after a step, which is saved.
         """
         program = self.program
-        with self.run_folder.lock() if self.is_main else _nothing(), self.progress, _settings(program):
+        lock = self.run_folder.lock() if self.is_main else _nothing()
+        with lock, self.progress, _settings(program), self.stop:
             seed_everything(program.seed, self.accelerator.process_index)
             stage_state = self.resume(resume, allow) if resume is not None else None
             if self.is_main and stage_state is None and not self.state.stages_done:
@@ -97,6 +101,8 @@ class Trainer:
             last = position + 1 == len(phase.stages)
             self.state.phase, self.state.stage = (index + 1, 0) if last else (index, position + 1)
             self.save({})
+            if stop := self.stop.agreed(0, 1):
+                raise StoppedError(stop, f"the end of {phase.name}, stage '{stage.name}'")
         self.state.phase, self.state.stage = index + 1, 0
 
     def context(self, phase: Phase) -> StageContext:
@@ -112,6 +118,7 @@ class Trainer:
             progress=self.progress,
             log_every=loop.log_every,
             checkpoint_every=loop.checkpoint_every,
+            stops=lambda step: self.stop.agreed(step, loop.log_every),
         )
 
     def log(self, record: dict[str, Any]) -> None:

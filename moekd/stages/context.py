@@ -64,6 +64,7 @@ class StageContext:
         progress: progress bar.
         log_every: steps between two records.
         checkpoint_every: steps between two checkpoints inside of an epoch; None saves at the end of epochs only.
+        stops: told the step, returns the signal that asks the run to save and stop, or 0.
     """
 
     accelerator: Accelerator
@@ -75,6 +76,7 @@ class StageContext:
     progress: Progressbar
     log_every: int = 20
     checkpoint_every: int | None = None
+    stops: Callable[[int], int] = lambda step: 0
 
     @property
     def device(self) -> torch.device:

@@ -1,21 +1,26 @@
-"""Stops training when a loss is no longer a number, and says which loss, which model and which samples."""
+"""Stops training when a loss or gradient is no longer a number, and says which loss, model, parameter and samples."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch import distributed as dist
 
+from ..distributed import rank, sum_over_processes, world_size
 from ..errors import NonFiniteError
 from ..model import Batch
 from ..schedules import Progress
 from ..step import Step
 from .training_step import TrainingStep
 
+ADVICE = "lower the learning rate, set clip_norm, or remove the samples; the last checkpoint is untouched"
+
 
 class FiniteGuard:
-    """Watches the loss.
+    """Watches losses and gradients.
 
     On the CPU every step is checked before the optimizer moves. On a GPU a check would make the host wait, so the
     first bad step is kept on the device (step, ids) and read by `flush`, every few steps and before anything is saved.
@@ -28,23 +33,42 @@ class FiniteGuard:
     def check(
         self, module: TrainingStep, loss: Tensor, batch: Batch, progress: Progress, where: str, step: int
     ) -> None:
-        """Check the loss of one step.
+        """Check the loss of one batch. On CPUs all processes hear of it, so that none waits for the others.
 
         Raises:
             NonFiniteError: naming stage, step, loss terms, models and sample ids.
         """
-        if loss.device.type == "cpu":
-            if not torch.isfinite(loss):
-                raise NonFiniteError(explain(module, batch, progress, where, step))
+        bad = ~torch.isfinite(loss.detach())
+        if loss.device.type != "cpu":
+            self._note(bad, batch["id"], where, step)
+        elif bool(sum_over_processes(bad.float())):
+            raise NonFiniteError(explain(module, batch, progress, where, step))
+
+    def check_gradients(self, modules: Mapping[str, nn.Module], batch: Batch, where: str, step: int) -> None:
+        """Check the gradients before a step.
+
+        Raises:
+            NonFiniteError: naming stage, step, parameters and the sample ids of the last batch.
+        """
+        named = {
+            f"{name}: {key}": parameter.grad
+            for name, module in modules.items()
+            for key, parameter in module.named_parameters()
+            if parameter.grad is not None
+        }
+        if not named:
             return
-        ids = batch["id"]
-        if self._bad_step is None or self._bad_ids is None or self._bad_ids.shape != ids.shape:
-            self.flush(where)
-            self._bad_step = torch.full((), -1, device=loss.device)
-            self._bad_ids = torch.zeros_like(ids)
-        first = ~torch.isfinite(loss.detach()) & (self._bad_step < 0)
-        self._bad_step = torch.where(first, step, self._bad_step)
-        self._bad_ids = torch.where(first, ids, self._bad_ids)
+        bad = ~torch.isfinite(nn.utils.get_total_norm(list(named.values())))
+        if bad.device.type != "cpu":
+            self._note(bad, batch["id"], where, step)
+        elif bool(bad):
+            names = [name for name, gradient in named.items() if not bool(torch.isfinite(gradient).all())]
+            lines = [
+                f"{where}, step {step}: the loss is finite, but its gradient is not",
+                f"{len(names)} of {len(named)} parameters: {_some(names)}",
+                f"sample ids of the batch: {_some(batch['id'].tolist())}",
+            ]
+            raise NonFiniteError("\n  ".join([*lines, ADVICE]))
 
     def flush(self, where: str) -> None:
         """Read what a GPU recorded.
@@ -57,14 +81,24 @@ class FiniteGuard:
         bad = int(self._bad_step)
         if bad >= 0:
             ids = self._bad_ids.tolist()
-            raise NonFiniteError(f"{where}, step {bad}: the loss is not finite; sample ids: {_some(ids)}")
+            raise NonFiniteError(f"{where}, step {bad}: loss or gradient is not finite; sample ids: {_some(ids)}")
         self._bad_step = None
+
+    def _note(self, bad: Tensor, ids: Tensor, where: str, step: int) -> None:
+        """Remember the first bad step on the device."""
+        if self._bad_step is None or self._bad_ids is None or self._bad_ids.shape != ids.shape:
+            self.flush(where)
+            self._bad_step = torch.full((), -1, device=bad.device)
+            self._bad_ids = torch.zeros_like(ids)
+        first = bad & (self._bad_step < 0)
+        self._bad_step = torch.where(first, step, self._bad_step)
+        self._bad_ids = torch.where(first, ids, self._bad_ids)
 
 
 @torch.no_grad()
 def explain(module: TrainingStep, batch: Batch, progress: Progress, where: str, step: int) -> str:
-    """Evaluate a bad step again, part by part, and return what is not finite."""
-    lines = [f"{where}, step {step}: the loss is not finite"]
+    """Evaluate a bad step again, part by part, and return what is not finite; every process has to call this."""
+    lines = []
     for field, value in batch.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             lines += _rows(f"input field '{field}'", value, batch)
@@ -72,19 +106,28 @@ def explain(module: TrainingStep, batch: Batch, progress: Progress, where: str, 
     for name in ["student", *module.variants]:
         logits = view.signals(name).logits
         if logits is not None:
-            lines += _rows(
-                "logits of the student" if name == "student" else f"logits of teacher '{name}'", logits, batch
-            )
+            who = "the student" if name == "student" else f"teacher '{name}'"
+            lines += _rows(f"logits of {who}", logits, batch)
     terms: dict[str, Any] = {}
     for weighted in module.objectives:
         terms |= weighted.terms(view)  # type: ignore[operator]
+    terms |= view.routed.losses if view.routed is not None else {}
     bad = [f"{name}={value.item()}" for name, value in terms.items() if not torch.isfinite(value)]
     fine = [f"{name}={value.item():.4g}" for name, value in terms.items() if torch.isfinite(value)]
-    lines.append(f"loss terms that are not finite: {', '.join(bad) or 'none'}; finite: {', '.join(fine) or 'none'}")
-    if len(lines) == 2:
+    if bad:
+        lines.append(f"loss terms that are not finite: {', '.join(bad)}; finite: {', '.join(fine) or 'none'}")
+    if len(lines) == 1 or not bad:
         lines.append(f"sample ids of the batch: {_some(batch['id'].tolist())}")
-    lines.append("lower the learning rate, set clip_norm, or remove the samples; the last checkpoint is untouched")
-    return "\n  ".join(lines)
+    return "\n  ".join([f"{where}, step {step}: the loss is not finite", *_of_all_processes(lines, bool(bad)), ADVICE])
+
+
+def _of_all_processes(lines: list[str], mine: bool) -> list[str]:
+    """Return the lines of the processes whose own loss is bad (of this one if it is none's)."""
+    if world_size() == 1:
+        return lines
+    found: list[list[str]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(found, [f"process {rank()}: {line}" for line in lines] if mine else [])
+    return [line for part in found for line in part] or lines
 
 
 def _rows(what: str, value: Tensor, batch: Batch) -> list[str]:
@@ -96,6 +139,6 @@ def _rows(what: str, value: Tensor, batch: Batch) -> list[str]:
     ]
 
 
-def _some(ids: list[int], limit: int = 10) -> str:
-    more = f" and {len(ids) - limit} more" if len(ids) > limit else ""
-    return ", ".join(str(i) for i in ids[:limit]) + more
+def _some(values: list[Any], limit: int = 10) -> str:
+    more = f" and {len(values) - limit} more" if len(values) > limit else ""
+    return ", ".join(str(value) for value in values[:limit]) + more

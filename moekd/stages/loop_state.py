@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributed import sum_over_processes, world_size
+
 StateDict = dict[str, Tensor]
 
 
@@ -23,7 +25,7 @@ class LoopState:
         stale: epochs without a better metric.
         seconds: time spent in earlier sessions of this stage.
         sums: sums of the loss terms since the last record, on the device.
-        count: steps in `sums`.
+        count: batches in `sums`.
         shares: rows each teacher variant taught in this epoch, on the device.
     """
 
@@ -50,10 +52,11 @@ class LoopState:
                 self.shares[name] = self.shares[name] + value if name in self.shares else value.clone()
 
     def take_means(self) -> dict[str, float]:
-        """Return the mean loss terms since the last call and start anew."""
-        means = {name: float(value) / max(1, self.count) for name, value in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means
+        """Return the mean loss terms since the last call, over all processes, and start anew."""
+        sums = sum_over_processes(torch.stack([value.double() for value in self.sums.values()]))
+        means = (sums / (max(1, self.count) * world_size())).tolist()
+        names, self.sums, self.count = list(self.sums), {}, 0
+        return dict(zip(names, means, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors, numbers and dicts."""
@@ -80,3 +83,31 @@ def load_weights(modules: dict[str, nn.Module], weights: dict[str, StateDict]) -
     """Load what `copy_weights` returned."""
     for name, module in modules.items():
         module.load_state_dict(weights[name])
+
+
+Options = list[dict[str, Any]]
+
+
+def options_of(optimizer: torch.optim.Optimizer) -> Options:
+    """Return the options of the parameter groups (learning rate, weight decay, ...), without the parameters."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def adopt_options(groups: Options, now: Options, saved: Options) -> list[str]:
+    """Put into resumed parameter groups what the config says differently than at the time of the checkpoint.
+
+    Args:
+        groups: parameter groups, as they were in the checkpoint.
+        now: the options at the start of the stage, by the present config.
+        saved: the same by the checkpoint's config.
+
+    Returns:
+        Names of the options that changed.
+    """
+    changed = set()
+    for group, new, old in zip(groups, now, saved, strict=True):
+        for key in new:
+            if new[key] != old.get(key):
+                group[key] = new[key]
+                changed.add(key)
+    return sorted(changed)

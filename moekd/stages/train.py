@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..distributed import average_buffers, sum_over_processes
-from ..errors import ConfigError
+from ..distributed import average_buffers, rows_everywhere, sum_over_processes
+from ..errors import CheckpointError, ConfigError, StoppedError
 from ..evaluation.evaluate import to_device
 from ..model import Batch, Model
 from ..registry import Injected
@@ -22,7 +22,7 @@ from ..schedules import Progress
 from .base import STAGES, Stage, StageSettings
 from .context import StageContext
 from .guard import FiniteGuard
-from .loop_state import LoopState, copy_weights, load_weights
+from .loop_state import LoopState, adopt_options, copy_weights, load_weights, options_of
 from .teacher_plan import build_cache, plan_teachers
 from .trainable import parameters_of, train_only
 from .training_step import TrainingStep
@@ -72,6 +72,7 @@ class _Loop:
         self.total_steps = settings.steps or math.ceil(self.batches / settings.accumulate) * (settings.epochs or 1)
         self.epochs = settings.epochs or math.ceil(self.total_steps / math.ceil(self.batches / settings.accumulate))
         raw = settings.optimizer(parameters)
+        self.options = options_of(raw)
         self.scheduler = settings.scheduler(raw, self.total_steps) if settings.scheduler else None
         self.step_module, self.optimizer = context.accelerator.prepare(self.module, raw)
         self.parameters = parameters
@@ -81,6 +82,7 @@ class _Loop:
             self.ema = AveragedModel(context.models.student, multi_avg_fn=average, use_buffers=True)
         self.guard = FiniteGuard()
         self.state = LoopState()
+        self.training_loss = math.nan
         self.started = time.monotonic()
         if resume is not None:
             self.load_state(resume)
@@ -93,6 +95,7 @@ class _Loop:
         return {
             "loop": self.state.state_dict() | {"seconds": self.seconds()},
             "optimizer": self.optimizer.state_dict(),
+            "options": self.options,
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "ema": self.ema.state_dict() if self.ema is not None else None,
@@ -103,7 +106,13 @@ class _Loop:
         """Continue from `state_dict`."""
         self.state = LoopState.from_state(state["loop"], self.context.device)
         self.optimizer.load_state_dict(state["optimizer"])
+        changed = adopt_options(self.optimizer.param_groups, self.options, state["options"])
         if self.scheduler is not None:
+            if changed:
+                raise CheckpointError(
+                    f"stage '{self.settings.name}': {', '.join(changed)} can't change in the middle of a stage with a "
+                    "scheduler; go on with the old settings"
+                )
             self.scheduler.load_state_dict(state["scheduler"])
         if self.context.accelerator.scaler is not None:
             self.context.accelerator.scaler.load_state_dict(state["scaler"])
@@ -127,6 +136,8 @@ class _Loop:
         while self.state.epoch < self.epochs and not self.stops_early():
             self.run_epoch()
             self.end_epoch()
+            if stop := self.context.stops(0):
+                raise StoppedError(stop, f"the end of {self.context.phase}, stage '{self.settings.name}'")
         self.finish()
 
     def run_epoch(self) -> None:
@@ -139,35 +150,41 @@ class _Loop:
         for batch in loader:
             if state.step >= self.total_steps:
                 break
-            if len(batch["id"]):
-                self.run_batch(to_device(batch, context.device))
-            else:
-                state.batch += 1
+            stepped = self.run_batch(to_device(batch, context.device))
+            if not stepped or state.batch == self.batches:
+                continue
             due = context.checkpoint_every
-            if due and state.batch % settings.accumulate == 0 and state.step % due == 0 and state.batch < self.batches:
+            stop = context.stops(state.step)
+            if stop or (due and state.step % due == 0):
                 self.save()
+            if stop:
+                raise StoppedError(stop, f"{self.where()}, step {state.step}")
 
-    def run_batch(self, batch: Batch) -> None:
-        """Add the gradients of one batch; step when enough are added."""
+    def run_batch(self, batch: Batch) -> bool:
+        """Add the gradients of one batch; step when enough are added, and tell whether."""
         settings, state, context = self.settings, self.state, self.context
         progress = Progress(state.epoch, state.step / max(1, self.total_steps))
         group = min(settings.accumulate, self.batches - state.batch // settings.accumulate * settings.accumulate)
         last = (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == self.batches
         quiet = contextlib.nullcontext() if last else context.accelerator.no_sync(self.step_module)
-        with quiet:
-            result = self.step_module(batch, progress)
-            self.guard.check(self.module, result["loss"], batch, progress, self.where(), state.step)
-            context.accelerator.backward(result["loss"] / group)
-        state.add(result)
+        if rows_everywhere(batch):
+            with quiet:
+                result = self.step_module(batch, progress)
+                self.guard.check(self.module, result["loss"], batch, progress, self.where(), state.step)
+                context.accelerator.backward(result["loss"] / group)
+            state.add(result)
         state.batch += 1
         if last:
-            self.update()
-        if last and state.step % context.log_every == 0:
+            self.update(batch)
+        if last and state.count and state.step % context.log_every == 0:
             self.record(progress)
         context.progress.advance()
+        return last
 
-    def update(self) -> None:
-        """One optimizer step."""
+    def update(self, batch: Batch) -> None:
+        """One optimizer step; `batch` is the last one of its gradients."""
+        if self.context.accelerator.scaler is None:
+            self.guard.check_gradients(self.modules, batch, self.where(), self.state.step)
         if self.settings.clip_norm is not None:
             self.context.accelerator.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         self.optimizer.step()
@@ -183,6 +200,7 @@ class _Loop:
         """Write the means of the loss terms since the last record."""
         self.guard.flush(self.where())
         losses = self.state.take_means()
+        self.training_loss = losses["total"]
         weights = {
             type(w.objective).__name__ if w.name is None else w.name: w.weight_at(progress)
             for w in self.settings.objectives
@@ -200,11 +218,14 @@ class _Loop:
         if state.count:
             self.record(Progress(state.epoch, state.step / max(1, self.total_steps)))
         average_buffers(self.module)
-        metrics = self.validate()
-        note = " ".join(f"{key} {value:.4g}" for key, value in metrics.items() if isinstance(value, float))
-        context.progress.say(
-            f"{context.phase}/{self.settings.name} epoch {state.epoch + 1}/{self.epochs}: {note or 'done'}"
-        )
+        if self.ema is not None:
+            average_buffers(self.ema)
+        metrics = self.validate() or {"training loss": self.training_loss}
+        place = f"{context.phase}/{self.settings.name} {state.epoch + 1}/{self.epochs}"
+        monitored = [self.settings.monitor.metric] if self.settings.monitor else []
+        shown = dict.fromkeys(["accuracy", "loss", "training loss", *monitored])
+        numbers = [f"{name} {metrics[name]:.3g}" for name in shown if name in metrics]
+        context.progress.say("  ".join([place, *numbers, f"{self.seconds():.0f} s"]))
         self.log_routing()
         state.epoch, state.batch, state.shares = state.epoch + 1, 0, {}
         self.save()
@@ -242,7 +263,8 @@ class _Loop:
         shares = sum_over_processes(self.state.shares["shares"].clone())
         names = self.context.models.pool.experts
         values = (shares / shares.sum()).tolist()
-        entropy = float(self.state.shares["entropy"]) / float(self.state.shares["steps"])
+        steps = sum_over_processes(self.state.shares["steps"].clone())
+        entropy = float(sum_over_processes(self.state.shares["entropy"].clone())) / float(steps)
         self.context.log(self.entry("routing") | {"shares": dict(zip(names, values, strict=True)), "entropy": entropy})
 
     def finish(self) -> None:

@@ -47,6 +47,7 @@ def train_only(models: Models, trains: Sequence[str], objectives: nn.Module) -> 
             models.pool.teacher(teacher).thaw()
         else:
             models.pool.teacher(teacher).freeze()
+    models.pool.masks_train = "masks" in modules
     others: dict[str, nn.Module | None] = {
         "student": models.student,
         "masks": models.pool.masks,

@@ -69,9 +69,8 @@ class TrainingStep(nn.Module):
         """Return the loss to minimise and, detached, what went into it.
 
         Returns:
-            loss: scalar. terms: unweighted losses by name. shares: rows each teacher variant taught, `[T]`, if a
-                router took
-            part. entropy: of the routing, nats.
+            loss: scalar. terms: unweighted losses by name. shares: rows each teacher variant taught, `[T]`, and
+            entropy of the routing in nats, if a router took part.
         """
         if training:
             for transform in self.transforms:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import sum_over_processes
+from ..distributed import sum_over_processes, world_size
 from ..evaluation import evaluate_model
 from ..evaluation.evaluate import to_device
 from ..model import Model
@@ -42,7 +42,9 @@ def validate_objectives(
     count = torch.zeros((), device=context.device)
     for batch in context.eval_loader(split):
         moved = to_device(batch, context.device)
-        rows = len(moved["id"])
+        rows = sum_over_processes(torch.tensor(float(len(moved["id"])), device=context.device)) / world_size()
+        if not rows:
+            continue
         for name, value in module(moved, progress, False)["terms"].items():
             sums[name] = sums.get(name, torch.zeros((), device=context.device)) + rows * value
         count += rows

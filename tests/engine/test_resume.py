@@ -1,0 +1,223 @@
+"""A run that was stopped and goes on ends exactly as one that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moekd.checkpoint import find_latest
+from moekd.errors import CheckpointError, ConfigError, DataError
+
+from .tiny import Finished, PowerCutError, cut_after, full, same_weights, simple, train
+
+#: Optimizer steps: stage cotrain 0-6, specialise 6-12, distill 12-18, baseline 18-21; three steps an epoch, a
+#: checkpoint every second step and at the end of every epoch and stage.
+STOPS = {
+    "before the first checkpoint": 1,
+    "in an epoch": 2,
+    "after steps that no checkpoint has": 5,
+    "at a stage boundary": 6,
+    "at an epoch boundary of the masks": 9,
+    "with a moving average and a best epoch": 17,
+    "between the recipe and its baseline": 18,
+    "in a baseline": 20,
+}
+
+
+def without_times(results: Any) -> Any:
+    """Return results without seconds and memory, as they are written."""
+    if isinstance(results, dict):
+        skipped = ("seconds", "peak_memory_mb")
+        return {key: without_times(value) for key, value in results.items() if key not in skipped}
+    return [without_times(item) for item in results] if isinstance(results, list) else results
+
+
+def assert_same_run(run: Finished, expected: Finished) -> None:
+    """Weights bit for bit, records and results but for times."""
+    assert same_weights(run.weights(), expected.weights()) == []
+    assert run.records() == expected.records()
+    written = [without_times(json.loads(finished.run.results.read_text())) for finished in (run, expected)]
+    assert written[0] == written[1]
+
+
+def stopped(raw: dict[str, Any], runs: Path, steps: int) -> None:
+    """Leave the folder of a run that died after some steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        cut_after(patch, steps)
+        with pytest.raises(PowerCutError):
+            train(raw, runs)
+
+
+@pytest.mark.parametrize("steps", STOPS.values(), ids=STOPS)
+def test_resume_is_exact(undisturbed: Finished, tmp_path: Path, steps: int) -> None:
+    stopped(full(), tmp_path, steps)
+    assert_same_run(train(full(), tmp_path, resume="auto"), undisturbed)
+
+
+def test_a_run_that_is_stopped_again_and_again(undisturbed: Finished, tmp_path: Path) -> None:
+    rng = random.Random(5)
+    with pytest.MonkeyPatch.context() as patch:
+        cut_after(patch, 3)
+        with pytest.raises(PowerCutError):
+            train(full(), tmp_path)
+    for _ in range(3):
+        with pytest.MonkeyPatch.context() as patch:
+            cut_after(patch, rng.randint(3, 5))
+            with pytest.raises(PowerCutError):
+                train(full(), tmp_path, resume="auto")
+    assert_same_run(train(full(), tmp_path, resume="auto"), undisturbed)
+
+
+def test_resuming_a_finished_run_changes_nothing(undisturbed: Finished, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed.run.path, tmp_path / "run")
+    assert_same_run(train(full(), tmp_path, resume="auto"), undisturbed)
+
+
+def test_resume_from_a_named_checkpoint(undisturbed: Finished, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed.run.path, tmp_path / "run")
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("0*"))
+    assert_same_run(train(full(), tmp_path, resume=checkpoints[5]), undisturbed)
+    newest, skipped = find_latest(tmp_path / "run" / "checkpoints")
+    assert newest not in checkpoints
+    assert skipped == []
+
+
+ENDINGS = {
+    "early stopping": {"epochs": 6, "patience": 1, "monitor": {"metric": "accuracy", "mode": "max"}},
+    "accumulation": {"accumulate": 2, "epochs": 3},
+    "steps": {"steps": 7},
+    "a schedule and noise": {
+        "epochs": 2,
+        "scheduler": "one_cycle_lr",
+        "transforms": [{"kind": "random_shift", "fields": ["image"]}],
+    },
+}
+
+
+@pytest.mark.parametrize("stage", ENDINGS.values(), ids=ENDINGS)
+def test_resume_is_exact_for_every_kind_of_stage(tmp_path: Path, stage: dict[str, Any]) -> None:
+    if stage.get("scheduler") == "one_cycle_lr":
+        stage = stage | {"scheduler": {"kind": "one_cycle_lr", "max_lr": 0.01}}
+    raw = simple(stage)
+    whole = train(raw, tmp_path / "whole")
+    steps = whole.records("stage_end")[0]["steps"]
+    for stop in (1, steps - 1):
+        stopped(raw, tmp_path / str(stop), stop)
+        assert_same_run(train(raw, tmp_path / str(stop), resume="auto"), whole)
+
+
+def test_auto_without_a_checkpoint_says_so_and_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run = train(simple(), tmp_path, resume="auto")
+    assert "no checkpoint to resume from: the run starts from the beginning" in caplog.text
+    assert run.records("stage_end")
+
+
+def test_a_named_checkpoint_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*missing"):
+        train(simple(), tmp_path, resume=tmp_path / "missing")
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path: Path) -> None:
+    train(simple(), tmp_path)
+    with pytest.raises(ConfigError, match=r"run 'run' exists already .* --resume"):
+        train(simple(), tmp_path)
+
+
+def changed(epochs: int = 2, **stage: Any) -> dict[str, Any]:
+    """Return a config of one stage."""
+    return simple({"epochs": epochs, **stage})
+
+
+def test_another_config_is_refused_by_the_name_of_the_key(tmp_path: Path) -> None:
+    stopped(changed(), tmp_path, 4)
+    with pytest.raises(CheckpointError) as error:
+        train(changed(3, clip_norm=1.0), tmp_path, resume="auto")
+    assert "stages[0].epochs: 2 in the checkpoint, 3 now" in str(error.value)
+    assert "stages[0].clip_norm: (absent) in the checkpoint, 1.0 now" in str(error.value)
+    with pytest.raises(CheckpointError, match=r"stages\[0\].clip_norm"):
+        train(changed(3, clip_norm=1.0), tmp_path, resume="auto", allow=["stages[0].epochs"])
+    longer = train(changed(3), tmp_path, resume="auto", allow=["stages[0].epochs"])
+    assert longer.records("stage_end")[0]["epochs"] == 3
+    assert longer.run.config.read_text().count("epochs: 3") == 1
+
+
+def test_an_allowed_learning_rate_takes_effect(tmp_path: Path) -> None:
+    def with_rate(rate: float) -> dict[str, Any]:
+        return changed(optimizer={"kind": "sgd", "lr": rate})
+
+    stopped(with_rate(0.1), tmp_path, 4)
+    run = train(with_rate(0.001), tmp_path, resume="auto", allow=["stages[0].optimizer.lr"])
+    assert [record["lr"] for record in run.records("train")] == [0.1, 0.1, 0.1, 0.001]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"data": {"kind": "tiny", "batch_size": 16, "seed": 1}}, "data.seed"),
+        ({"seed": 4}, "seed: 3 in the checkpoint, 4 now"),
+    ],
+)
+def test_other_data_or_another_seed_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    stopped(changed(), tmp_path, 4)
+    with pytest.raises(CheckpointError) as error:
+        train(changed() | change, tmp_path, resume="auto")
+    assert named in str(error.value)
+
+
+def test_other_teachers_are_refused(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    from .tiny import recipe_of
+
+    def with_teacher(file: Path) -> dict[str, Any]:
+        teacher = {"kind": "mlp", "inputs": ["right"], "in_features": 10, "hidden": [12], "weights": str(file)}
+        return simple({"objectives": ["kd"]}, teachers={"right": teacher})
+
+    file = tmp_path / "teacher.safetensors"
+    raw = with_teacher(file)
+    fresh = {key: value for key, value in raw["teachers"]["right"].items() if key != "weights"}
+    network = recipe_of(raw | {"teachers": {"right": fresh}}).build().pool.teacher("right").network
+    safetensors.torch.save_file(network.state_dict(), file)
+    stopped(raw, tmp_path, 4)
+    weights = {key: value + 1e-3 for key, value in network.state_dict().items()}
+    safetensors.torch.save_file(weights, file)
+    with pytest.raises(CheckpointError, match=r"teacher_fingerprints\.right"):
+        train(raw, tmp_path, resume="auto")
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over_with_the_reason(
+    undisturbed: Finished, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped(full(), tmp_path, 8)
+    newest, _ = find_latest(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    file = newest / ("manifest.json" if damage == "manifest" else "models.safetensors")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "delete":
+        file.unlink()
+    else:
+        file.write_bytes(content[: len(content) // 2] if damage in ("truncate", "manifest") else content)
+    caplog.set_level(logging.INFO)
+    run = train(full(), tmp_path, resume="auto")
+    assert f"skipped the checkpoint {newest.name}" in caplog.text
+    assert {"flip": "sha256 mismatch", "delete": "models.safetensors", "truncate": "models.safetensors"}.get(
+        damage, "manifest.json"
+    ) in caplog.text
+    assert_same_run(run, undisturbed)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    stopped(simple(), tmp_path, 2)
+    from moekd.tracking import RunFolder
+
+    with RunFolder(tmp_path, "run", resume=True).lock(), pytest.raises(DataError, match=r"in use by process \d+"):
+        train(simple(), tmp_path, resume="auto")

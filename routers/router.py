@@ -35,11 +35,12 @@ class Router(nn.Module):
             distributions.
         signal: where the gate's gradient comes from: `aux_only` (balance losses), `kd` (the weights in the distillation
             loss), `task` (cross-entropy of the mixture of the teachers against the label), `none`.
-            Default: `aux_only` with `select`, else `kd`.
+            Default: `aux_only` with `select` or a single
+            chosen teacher (whose weight is always 1), else `kd`.
         mix: what `target` mixes: `probs` or `logits`.
 
     Raises:
-        ConfigError: `select` with the signal `kd`: hard selection gives the gate no such gradient.
+        ConfigError: `select`, or a single chosen teacher, with the signal `kd`: the gate would get no such gradient.
     """
 
     def __init__(
@@ -55,12 +56,17 @@ class Router(nn.Module):
         self.gate, self.selection = gate, selection
         self.balance = nn.ModuleList(balance)
         self.combine: Combine = combine
-        self.signal: Signal = signal or ("aux_only" if combine == "select" else "kd")
+        self.signal: Signal = signal or ("aux_only" if combine == "select" or selection.k == 1 else "kd")
         self.mix: Mix = mix
         if combine == "select" and self.signal == "kd":
             raise ConfigError(
                 "router.signal: with combine 'select' the weights multiply no loss: 'kd' gives the gate no gradient; "
                 "use combine 'loss' or 'target', or signal 'aux_only' or 'task'"
+            )
+        if selection.k == 1 and self.signal == "kd":
+            raise ConfigError(
+                "router.selection.k: the weight of a single chosen teacher is always 1, so the distillation loss gives the "
+                "gate no gradient; use k >= 2, selection 'dense', or signal 'task'"
             )
 
     @property
@@ -86,12 +92,12 @@ class Router(nn.Module):
                 name = f"balance/{index}" if len(self.balance) > 1 else "balance"
                 losses[name] = balance.weight_at(step.progress) * balance(probs, logits, chosen)
             if self.signal == "task":
-                losses["router_task"] = self._task_loss(step, weights)
+                losses["router_task"] = self._task_loss(step, probs)
         stats = {"entropy": -(probs * probs.clamp_min(1e-12).log()).sum(dim=1).mean().detach()}
         return Routing(weights, chosen, logits, probs, losses, stats, self.combine, self.signal, self.mix)
 
-    def _task_loss(self, step: Step, weights_BT: Tensor) -> Tensor:
-        """Cross-entropy of the teachers' mixture, `-log sum_t w_t p_t(label)`, over the labelled rows."""
+    def _task_loss(self, step: Step, probs_BT: Tensor) -> Tensor:
+        """Cross-entropy of the teachers' mixture, `-log sum_t probs_t p_t(label)`, over the labelled rows."""
         log_probs = full_precision(step.teachers.detach().logits).log_softmax(dim=2)
         if log_probs.dim() != 3:
             raise ModelError(
@@ -102,6 +108,6 @@ class Router(nn.Module):
         safe = labels if mask is None else labels.where(mask, labels.new_zeros(()))
         index = safe[:, None, None].expand(-1, log_probs.shape[1], 1)
         picked = log_probs.gather(2, index).squeeze(2)
-        floor = torch.finfo(weights_BT.dtype).tiny
-        mixture = torch.logsumexp(weights_BT.clamp_min(floor).log() + picked, dim=1)
+        floor = torch.finfo(probs_BT.dtype).tiny
+        mixture = torch.logsumexp(probs_BT.clamp_min(floor).log() + picked, dim=1)
         return masked_mean(-mixture, mask)

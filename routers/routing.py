@@ -50,10 +50,12 @@ class Routing:
         With `select` every chosen teacher counts the same (1/k); otherwise the router's weights. They carry a
         gradient to the gate only where its signal is the distillation loss ("kd").
         """
-        if self.combine == "select" and self.chosen is not None:
+        if self.combine == "select":
+            if self.chosen is None:
+                return torch.full_like(self.weights, 1 / self.weights.shape[1])
             share = torch.full_like(self.chosen, 1, dtype=self.weights.dtype) / self.chosen.shape[1]
             return torch.zeros_like(self.weights).scatter(1, self.chosen, share)
-        return self.weights if self.signal == "kd" and self.combine != "select" else self.weights.detach()
+        return self.weights if self.signal == "kd" else self.weights.detach()
 
     def rows(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the rows that chose each teacher, by name; empty for a teacher that nobody chose."""

@@ -61,6 +61,7 @@ class TeacherPool(nn.Module):
         self.teachers = nn.ModuleDict(dict(teachers))
         self.masks = nn.ModuleDict()
         self.mask_stacking, self.sharing = mask_stacking, sharing
+        self.masks_train = False
         self.forwards = 0
         self._variants = {name: Variant(name, name) for name in teachers}
         self._shares_prefix: dict[tuple[str, bool], bool] = {}
@@ -168,7 +169,7 @@ class TeacherPool(nn.Module):
 
     def _stacks(self) -> bool:
         """Tell whether earlier masks are active in a variant; while masks train, each is alone."""
-        return self.mask_stacking == "cumulative" and not any(p.requires_grad for p in self.masks.parameters())
+        return self.mask_stacking == "cumulative" and not self.masks_train
 
     def _run_rows(
         self, teacher: str, batch: Batch, mine: Sequence[Variant], rows: Mapping[str, Tensor], features: bool

@@ -194,3 +194,10 @@ def test_one_row_is_enough() -> None:
         total.backward()
         assert total.isfinite()
         assert all(p.grad.isfinite().all() for p in router.parameters())
+
+
+def test_a_single_chosen_teacher_gives_no_gradient_through_its_weight() -> None:
+    router = Router(UniformGate(num_teachers=3), TopK(1), combine="loss")
+    assert router.signal == "aux_only"
+    with pytest.raises(ConfigError, match="the weight of a single chosen teacher is always 1"):
+        Router(UniformGate(num_teachers=3), TopK(1), combine="loss", signal="kd")

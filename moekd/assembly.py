@@ -45,6 +45,11 @@ def build_masks(spec: Spec, pool: TeacherPool, sample: Batch, seed: int) -> None
     for name in pool.names:
         for tap, shape in tap_shapes(pool.teacher(name), sample).items():
             where = f"masks at teachers.{name}.taps '{tap}'"
+            if len(shape) not in (2, 4):
+                raise ConfigError(
+                    f"{where}: gives activations {list(shape[1:])} a sample; masks take vectors [D] or maps [C, H, W]: "
+                    "tap a layer behind the pooling"
+                )
             spatial = len(shape) == 4 and shape[2:] != (1, 1)
             with seeded(seed, where), _at(where):
                 mask: Mask = build(spec, MASKS, where=where, dim=shape[1], spatial=spatial)

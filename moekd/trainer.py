@@ -102,7 +102,7 @@ class Trainer:
             self.state.phase, self.state.stage = (index + 1, 0) if last else (index, position + 1)
             self.save({})
             if stop := self.stop.agreed(0, 1):
-                raise StoppedError(stop, f"the end of {phase.name}, stage '{stage.name}'")
+                raise StoppedError(stop, f"{phase.name}, the end of stage '{stage.name}'")
         self.state.phase, self.state.stage = index + 1, 0
 
     def context(self, phase: Phase) -> StageContext:

@@ -17,6 +17,7 @@ from .sequence_cnn import (
     VisualBranchNetVggs,
 )
 from .small_cnn import CnnEncoder, SmallCnn
+from .token_encoder import Classifier, TokenEncoder
 
 __all__ = [
     "ENCODERS",
@@ -25,6 +26,7 @@ __all__ = [
     "AudioBranchNetVggs",
     "AudioCnn",
     "AvFusionCnn",
+    "Classifier",
     "CnnEncoder",
     "DscnnI",
     "DscnnVggsI",
@@ -40,6 +42,7 @@ __all__ = [
     "MlpTb",
     "MlpVb",
     "SmallCnn",
+    "TokenEncoder",
     "VisualBranchNet",
     "VisualBranchNetVggs",
 ]

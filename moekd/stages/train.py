@@ -137,7 +137,7 @@ class _Loop:
             self.run_epoch()
             self.end_epoch()
             if stop := self.context.stops(0):
-                raise StoppedError(stop, f"the end of {self.context.phase}, stage '{self.settings.name}'")
+                raise StoppedError(stop, f"{self.where()}, step {self.state.step}")
         self.finish()
 
     def run_epoch(self) -> None:

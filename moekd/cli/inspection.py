@@ -17,26 +17,20 @@ def check(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from ..recipe import Recipe
 
     report = run_check(Recipe.load(config, overrides or ()))
-    console = Console()
+    console = _console()
     console.print("data: " + ", ".join(f"{name} {rows:,}" for name, rows in report.data.items()))
-    models = Table("model", "network", "inputs", "parameters", "taps", "validation accuracy")
+    models = Table("model", "network", "inputs", "parameters", "taps", "accuracy on validation data")
     for row in report.models:
-        taps = ", ".join(f"{tap} {shape}" for tap, shape in row.get("taps", {}).items())
+        taps = "\n".join(f"{tap} {shape}" for tap, shape in row.get("taps", {}).items())
         accuracy = "trained in this run" if row.get("trained") else _percent(row.get("accuracy"))
         inputs = ", ".join(row.get("inputs", []))
         models.add_row(row["name"], row["kind"], inputs, f"{row['parameters']:,}", taps, accuracy)
     console.print(models)
-    stages = Table("stage", "trains", "trainable", "steps", "teacher forwards a step", "teachers", "training state")
+    stages = Table("stage", "trains", "trainable", "steps", "teacher forwards a step", "training state")
     for row in report.stages:
-        stages.add_row(
-            f"{row['phase']}/{row['stage']}",
-            ", ".join(row["trains"]),
-            f"{row['trainable']:,}",
-            f"{row['steps']:,}",
-            str(row["teacher_forwards"]),
-            row["teachers"],
-            f"{row['state_mb']} MB",
-        )
+        forwards = "cached" if row["teachers"] == "cached" else str(row["teacher_forwards"])
+        name, trains = f"{row['phase']}/{row['stage']}", ", ".join(row["trains"])
+        stages.add_row(name, trains, f"{row['trainable']:,}", f"{row['steps']:,}", forwards, f"{row['state_mb']} MB")
     console.print(stages)
     console.print("no mistake found")
 
@@ -53,7 +47,13 @@ def list_kinds(
     table = Table("name", "what it is")
     for name, summary in rows:
         table.add_row(name, summary)
-    Console().print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """Return a console that is wide enough for the tables when the output goes to a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def _percent(value: float | None) -> str:

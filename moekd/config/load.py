@@ -36,9 +36,9 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> tuple[dict[
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Return the shipped configs by name."""
+    """Return the shipped configs by name; files with a leading underscore are parts of others."""
     folder = _shipped_folder()
-    found = sorted(folder.rglob("*.yaml"))
+    found = sorted(path for path in folder.rglob("*.yaml") if not path.name.startswith("_"))
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moekd import Model, Step
 from moekd.objectives import RoutedKD, cross_entropy, reduce
 from moekd.routers import InstanceGate, Router, TopK
-from moekd.routers.balance import KLToUniform
+from moekd.routers.balances import KLToUniform
 from moekd.step import Models
 from moekd.teachers import Teacher, TeacherPool
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ..distributed import masked_mean
 from ..errors import ConfigError, ModelError
 from ..signals import full_precision
-from .balance import Balance
+from .balances import Balance
 from .gates import Gate
 from .routing import Combine, Mix, Routing, Signal
-from .selection import Selection
+from .selections import Selection
 
 if TYPE_CHECKING:
     from ..step import Step
@@ -65,8 +65,8 @@ class Router(nn.Module):
             )
         if selection.k == 1 and self.signal == "kd":
             raise ConfigError(
-                "router.selection.k: the weight of a single chosen teacher is always 1, so the distillation loss gives the "
-                "gate no gradient; use k >= 2, selection 'dense', or signal 'task'"
+                "router.selection.k: the weight of a single chosen teacher is always 1, so the distillation loss "
+                "gives the gate no gradient; use k >= 2, selection 'dense', or signal 'task'"
             )
 
     @property
@@ -95,6 +95,11 @@ class Router(nn.Module):
                 losses["router_task"] = self._task_loss(step, probs)
         stats = {"entropy": -(probs * probs.clamp_min(1e-12).log()).sum(dim=1).mean().detach()}
         return Routing(weights, chosen, logits, probs, losses, stats, self.combine, self.signal, self.mix)
+
+    def after_step(self) -> None:
+        """Let gate and selection update what no gradient trains (loads, biases); called once after every step."""
+        for part in (self.gate, self.selection):
+            part.after_step()
 
     def _task_loss(self, step: Step, probs_BT: Tensor) -> Tensor:
         """Cross-entropy of the teachers' mixture, `-log sum_t probs_t p_t(label)`, over the labelled rows."""

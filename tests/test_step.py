@@ -15,7 +15,7 @@ from moekd.cache import LogitCache, build_logit_cache
 from moekd.errors import ModelError
 from moekd.objectives import KD, CrossEntropy, KDToStudent, MutualKD, RoutedKD, reduce
 from moekd.routers import Router
-from moekd.routers.balance import KLToUniform
+from moekd.routers.balances import KLToUniform
 from moekd.signals import PoolSignals
 from moekd.step import Models, Step
 from moekd.teachers import TeacherPool

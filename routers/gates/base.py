@@ -22,5 +22,8 @@ class Gate(nn.Module):
         """Return the scores, `[B, T]`."""
         raise NotImplementedError
 
+    def after_step(self) -> None:
+        """Update what no gradient trains; called once after every optimizer step."""
+
 
 GATES: Registry[Gate] = Registry("gate", "gates", base=Gate)

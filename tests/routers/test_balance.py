@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moekd.routers import coefficient_of_variation, kl_to_uniform
-from moekd.routers.balance import BALANCES, CoefficientOfVariation, KLToUniform
+from moekd.routers.balances import BALANCES, CoefficientOfVariation, KLToUniform
 from moekd.schedules import Progress, StepDecay
 
 SKEWED = torch.tensor([[0.7, 0.1, 0.1, 0.1]])

@@ -9,7 +9,7 @@ from moekd.errors import ConfigError, ModelError
 from moekd.model import Model
 from moekd.objectives import RoutedKD
 from moekd.routers import Dense, DenseInstanceGate, InstanceGate, Router, TopK, UniformGate, kl_to_uniform
-from moekd.routers.balance import CoefficientOfVariation, KLToUniform
+from moekd.routers.balances import CoefficientOfVariation, KLToUniform
 from moekd.schedules import Progress, StepDecay
 
 from ..builders import (

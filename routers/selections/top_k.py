@@ -1,4 +1,4 @@
-"""Selections: how scores become weights over the teachers.
+"""The k best teachers.
 
 Shapes: B batch, T teacher variants, k chosen ones.
 """
@@ -9,24 +9,10 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import ConfigError
-from ..registry import Registry
-
-
-class Selection(nn.Module):
-    """Maps router logits `[B, T]` to weights `[B, T]` (rows sum to 1) and the chosen teachers `[B, k]` (None: all)."""
-
-    #: Teachers chosen for an instance, where it is fixed; None means all.
-    k: int | None = None
-
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return (weights, chosen)."""
-        raise NotImplementedError
-
-
-SELECTIONS: Registry[Selection] = Registry("selection", "selections", base=Selection)
+from ...errors import ConfigError
+from .base import SELECTIONS, Selection
 
 
 @SELECTIONS.register("top_k")
@@ -53,15 +39,3 @@ class TopK(Selection):
         chosen = logits_BT.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
         kept = torch.zeros_like(probs_BT).scatter(1, chosen, probs_BT.gather(1, chosen))
         return kept / kept.sum(dim=1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny), chosen
-
-
-@SELECTIONS.register("dense")
-class Dense(Selection):
-    """All teachers, weighted by their probabilities."""
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return (weights, None)."""
-        return probs_BT, None

@@ -31,11 +31,22 @@ def batch_mean(values_BD: Tensor) -> Tensor:
     """Mean over the rows of the global batch, `[B, D] -> [D]`, with gradients through the other processes' rows."""
     if world_size() == 1:
         return values_BD.mean(dim=0)
-    from torch.distributed.nn.functional import all_reduce
-
     count = torch.tensor([values_BD.shape[0]], dtype=values_BD.dtype, device=values_BD.device)
     dist.all_reduce(count)
-    return all_reduce(values_BD.sum(dim=0)) / count.clamp_min(1)
+    total: Tensor = _Sum.apply(values_BD.sum(dim=0))
+    return total / count.clamp_min(1)
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; the gradient of every process reaches all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return sum_over_processes(value.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return sum_over_processes(gradients[0].clone())
 
 
 def masked_mean(values_B: Tensor, mask_B: Tensor | None = None) -> Tensor:

@@ -169,7 +169,8 @@ class Trainer:
         load_modules(self.program, state["models"])
         restore_random_state(state["random"]["main"])
         if self.accelerator.num_processes > 1:
-            torch.set_rng_state(state["random"]["ranks"][self.accelerator.process_index].cpu())
+            ranks = state["random"]["ranks"]
+            torch.set_rng_state(ranks[self.accelerator.process_index].clone())  # it misreads views
         if self.is_main:
             clean_leftovers(self.run_folder.checkpoints)
             self.run_folder.truncate_to(meta["metrics_position"])

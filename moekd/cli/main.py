@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 import typer
 
@@ -37,6 +38,9 @@ def main() -> None:
     """Run the command line."""
     level = os.environ.get("MOEKD_LOG", "INFO").upper()
     logging.basicConfig(level=level if level in logging.getLevelNamesMapping() else "INFO", format="%(message)s")
+    if os.environ.get("RANK", "0") != "0":
+        logging.getLogger().setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     for noisy in ("torch", "accelerate", "datasets", "urllib3", "matplotlib", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

@@ -31,6 +31,7 @@ def distill(
     `accelerate launch -m moekd distill my.yaml`.
     """
     from ..api import distill as run_distill
+    from ..distributed import rank
     from ..report import print_table
 
     run = run_distill(
@@ -43,5 +44,6 @@ def distill(
         baselines=baselines,
         quiet=quiet,
     )
-    print_table(run.results)
-    typer.echo(f"\nstudent: {run.student}\nreport:  {run.report}")
+    if rank() == 0:
+        print_table(run.results)
+        typer.echo(f"\nstudent: {run.student}\nreport:  {run.report}")

@@ -26,7 +26,7 @@ class LoopState:
         seconds: time spent in earlier sessions of this stage.
         sums: sums of the loss terms since the last record, on the device.
         count: batches in `sums`.
-        shares: rows each teacher variant taught in this epoch, on the device.
+        shares: rows each teacher variant taught in this epoch, all rows, and the sum of their entropies, on the device.
     """
 
     epoch: int = 0
@@ -47,7 +47,8 @@ class LoopState:
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         self.count += 1
         if "shares" in result:
-            routed = {"shares": result["shares"], "entropy": result["entropy"], "steps": torch.ones(())}
+            rows = result["shares"].sum()
+            routed = {"shares": result["shares"], "entropy": rows * result["entropy"], "rows": rows}
             for name, value in routed.items():
                 self.shares[name] = self.shares[name] + value if name in self.shares else value.clone()
 
@@ -67,7 +68,7 @@ class LoopState:
         """Rebuild the state on a device."""
         loop = cls(**state)
         loop.sums = {name: value.to(device) for name, value in loop.sums.items()}
-        loop.shares = {name: value.to(device) if name != "steps" else value for name, value in loop.shares.items()}
+        loop.shares = {name: value.to(device) for name, value in loop.shares.items()}
         return loop
 
 

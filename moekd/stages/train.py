@@ -194,6 +194,8 @@ class _Loop:
             self.scheduler.step()
         if self.ema is not None:
             self.ema.update_parameters(self.context.models.student)
+        if "router" in self.modules and self.context.models.router is not None:
+            self.context.models.router.after_step()
         self.state.step += 1
 
     def record(self, progress: Progress) -> None:
@@ -260,12 +262,12 @@ class _Loop:
         """Write which share of the rows each teacher variant taught in the epoch."""
         if not self.state.shares:
             return
-        shares = sum_over_processes(self.state.shares["shares"].clone())
-        names = self.context.models.pool.experts
-        values = (shares / shares.sum()).tolist()
-        steps = sum_over_processes(self.state.shares["steps"].clone())
-        entropy = float(sum_over_processes(self.state.shares["entropy"].clone())) / float(steps)
-        self.context.log(self.entry("routing") | {"shares": dict(zip(names, values, strict=True)), "entropy": entropy})
+        shares, entropy, rows = (
+            sum_over_processes(self.state.shares[name].clone()) for name in ("shares", "entropy", "rows")
+        )
+        names, values = self.context.models.pool.experts, (shares / rows).tolist()
+        routed = {"shares": dict(zip(names, values, strict=True)), "entropy": float(entropy / rows)}
+        self.context.log(self.entry("routing") | routed)
 
     def finish(self) -> None:
         """Leave the kept weights in the models and write the stage's summary."""

@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ from moekd.step import Step
 from moekd.tracking import RunFolder
 from moekd.trainer import Trainer
 
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 4
 MAGIC = 77.0
 
@@ -287,9 +292,28 @@ def register() -> None:
         registry.register(name)(cls)
 
 
+def start(arguments: Sequence[str | Path], **environment: str) -> subprocess.Popen[str]:
+    """Start `python -m tests.engine.tiny ...` in a process of its own, on one thread and without a network."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.engine.tiny", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def train_alone(config: str, runs: str) -> None:
+    """Run a config (JSON) from its start or its newest checkpoint, without export and report; for processes."""
+    torch.set_num_threads(1)
+    train(json.loads(Path(config).read_text()), Path(runs), resume="auto", quiet=False)
+
+
 if __name__ == "__main__":
-    from moekd.cli.main import main
+    from moekd.cli.main import app, main
     from tests.engine import tiny
 
     tiny.register()
+    app.command("train-tiny")(tiny.train_alone)
     main()

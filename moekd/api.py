@@ -13,6 +13,7 @@ from torch import nn
 from . import export as exporting
 from .config import build
 from .data import DATASETS
+from .dry_run import dry_run
 from .program import Program
 from .recipe import Recipe
 from .tracking import RunFolder
@@ -78,6 +79,7 @@ def distill(
     if not baselines:
         recipe = Recipe(recipe.config.model_copy(update={"baselines": {}}), recipe.source)
     program = recipe.build()
+    dry_run(program)
     run = RunFolder(Path(runs), name or default_name(recipe), resume=resume is not None)
     trainer = Trainer(program, run, quiet)
     results = trainer.fit(resume, override)

@@ -5,18 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from .assembly import tap_shapes
 from .data import make_loader
-from .errors import ConfigError, MoekdError
+from .dry_run import dry_run
 from .evaluation import evaluate_model
 from .model import Model
-from .program import Phase, Program
+from .program import Program
 from .recipe import Recipe
-from .stages.teacher_plan import plan_teachers
-from .stages.trainable import parameters_of, train_only
-from .step import Step
 from .trainer import make_accelerator
 
 
@@ -44,7 +39,7 @@ def check(recipe: Recipe, rows: int = 1024) -> CheckReport:
         rows: validation rows for the models' accuracy.
 
     Raises:
-        MoekdError: the first thing that can't work, with its config path.
+        MoekdError: what can't work, with its config path; all stages are tried.
     """
     program = recipe.build()
     make_accelerator(program)
@@ -60,10 +55,7 @@ def check(recipe: Recipe, rows: int = 1024) -> CheckReport:
     if router is not None:
         count = sum(p.numel() for p in router.parameters())
         described.append({"name": "router", "kind": type(router.gate).__name__, "parameters": count})
-    stages = [
-        _dry_step(program, phase, index, sample) for phase in program.phases for index in range(len(phase.stages))
-    ]
-    return CheckReport({name: len(split) for name, split in program.data.splits.items()}, described, stages)
+    return CheckReport({name: len(split) for name, split in program.data.splits.items()}, described, dry_run(program))
 
 
 def _describe(name: str, model: Model, program: Program, sample: Any, trained: set[str], rows: int) -> dict[str, Any]:
@@ -93,39 +85,3 @@ def _accuracy(model: Model, program: Program, rows: int) -> float | None:
     model.eval()
     metrics = evaluate_model(lambda b: model(b, ()).require_logits("check"), batches, program.data.num_classes, "cpu")
     return float(metrics["accuracy"])
-
-
-def _dry_step(program: Program, phase: Phase, index: int, sample: Any) -> dict[str, Any]:
-    """Run forward and backward of a stage on a few samples."""
-    stage = phase.stages[index]
-    settings, models = stage.settings, program.models(phase)
-    where = ("" if phase.name == "main" else f"baselines.{phase.name}.") + f"stages.{settings.name}"
-    objectives = nn.ModuleList(settings.objectives)
-    try:
-        modules = train_only(models, settings.trains, objectives)
-        parameters = parameters_of(modules.values())
-        if not parameters:
-            raise ConfigError("nothing to train: 'trains' names no module with parameters")
-        settings.optimizer(parameters)
-        plan = plan_teachers(models, program.data, settings)
-        before = program.pool.forwards
-        step = Step(sample, models, variants=plan.variants, features=plan.features)
-        losses = [v for weighted in settings.objectives for v in weighted.terms(step).values()]
-        losses += list(step.routed.losses.values()) if step.routed is not None else []
-        if not any(loss.requires_grad for loss in losses):
-            raise ConfigError("no loss reaches what 'trains' names; check objectives and their weights")
-    except MoekdError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    batches = -(-len(program.data.split("train")) // program.data.batch_size)
-    trainable = sum(p.numel() for p in parameters)
-    return {
-        "phase": phase.name,
-        "stage": settings.name,
-        "trains": list(settings.trains),
-        "trainable": trainable,
-        "steps": settings.steps or (settings.epochs or 0) * -(-batches // settings.accumulate),
-        "teacher_forwards": 0 if plan.cached else program.pool.forwards - before,
-        "teachers": "cached" if plan.cached else plan.reason or "none",
-        "state_mb": round(trainable * 16 / 2**20, 1),
-        "losses": sorted({name for w in settings.objectives for name in w.terms(step)}),
-    }

@@ -52,7 +52,7 @@ class RunFolder:
             return
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"{self.path} is a file; a run needs a folder: choose another run name")
-        if not resume and self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+        if not resume and self.path.is_dir() and any(map(_is_content, self.path.iterdir())):
             raise ConfigError(
                 f"run '{name}' exists already in {root}: continue it with --resume, choose another --name, "
                 "or delete that folder"
@@ -164,6 +164,11 @@ class RunFolder:
             DataError: a line that is no JSON object, with its number.
         """
         return read_jsonl(self.metrics)
+
+
+def _is_content(entry: Path) -> bool:
+    """Tell whether an entry is part of a run: a run refused before its first step leaves empty folders only."""
+    return entry.name != ".lock" and not (entry.is_dir() and not any(entry.iterdir()))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

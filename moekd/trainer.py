@@ -213,6 +213,9 @@ def make_accelerator(program: Program) -> Accelerator:
     loop = program.loop
     if loop.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("trainer.device: 'cuda' is asked for, but there is no usable GPU; use auto or cpu")
+    cpu = loop.device == "cpu" or not torch.cuda.is_available()
+    if cpu and loop.mixed_precision == "fp16":
+        raise ConfigError("trainer.mixed_precision: 'fp16' can't be used here: it needs a GPU; use bf16 or no")
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
     AcceleratorState._shared_state = {}
     if PartialState._shared_state.get("num_processes", 1) == 1:
@@ -220,7 +223,7 @@ def make_accelerator(program: Program) -> Accelerator:
     try:
         return Accelerator(
             mixed_precision=loop.mixed_precision,
-            cpu=loop.device == "cpu" or not torch.cuda.is_available(),
+            cpu=cpu,
             kwargs_handlers=[ddp],
         )
     except ValueError as error:

@@ -1,0 +1,139 @@
+"""One step of every stage on a few samples, before anything is trained or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import ConfigError, DataError, MoekdError, did_you_mean
+from .evaluation import evaluate_model
+from .model import Batch
+from .program import Phase, Program
+from .stages import StageSettings
+from .stages.teacher_plan import plan_teachers
+from .stages.trainable import parameters_of, train_only
+from .step import Models, Step
+
+ROWS = 4
+
+
+def dry_run(program: Program) -> list[dict[str, Any]]:
+    """Build the optimizer of every stage and compute its losses on a few samples; models and random state stay as
+    they are.
+
+    Returns:
+        A row a stage: phase, name, trains, trainable parameters, steps, teacher forwards a step, how teachers run,
+        memory for training, names of the losses.
+
+    Raises:
+        ConfigError: stages that can't work, one line each.
+    """
+    sample = _sample(program, "train")
+    rows, problems = [], []
+    with _untouched(program):
+        for phase in program.phases:
+            for index, stage in enumerate(phase.stages):
+                where = ("" if phase.name == "main" else f"baselines.{phase.name}.") + f"stages.{stage.name}"
+                try:
+                    rows.append(_step(program, phase, index, sample))
+                except (MoekdError, RuntimeError, ValueError) as error:
+                    problems.append(f"{where}: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return rows
+
+
+def _step(program: Program, phase: Phase, index: int, sample: Batch) -> dict[str, Any]:
+    settings, models = phase.stages[index].settings, program.models(phase)
+    modules = train_only(models, settings.trains, nn.ModuleList(settings.objectives))
+    parameters = parameters_of(modules.values())
+    if not parameters:
+        raise ConfigError("nothing to train: 'trains' names no module with parameters")
+    batches = -(-len(program.data.split("train")) // program.data.batch_size)
+    steps = settings.steps or (settings.epochs or 0) * -(-batches // settings.accumulate)
+    optimizer = settings.optimizer(parameters)
+    if settings.scheduler is not None:
+        settings.scheduler(optimizer, steps)
+    plan = plan_teachers(models, program.data, settings)
+    before = program.pool.forwards
+    step = Step(sample, models, variants=plan.variants, features=plan.features)
+    losses = {name: loss for weighted in settings.objectives for name, loss in weighted.terms(step).items()}
+    auxiliary = dict(step.routed.losses) if step.routed is not None else {}
+    if not any(loss.requires_grad for loss in [*losses.values(), *auxiliary.values()]):
+        raise ConfigError("no loss reaches what 'trains' names; check objectives and their weights")
+    forwards = program.pool.forwards - before
+    _check_monitor(program, models, settings, "student" in modules, list(losses))
+    trainable = sum(p.numel() for p in parameters)
+    return {
+        "phase": phase.name,
+        "stage": settings.name,
+        "trains": list(settings.trains),
+        "trainable": trainable,
+        "steps": steps,
+        "teacher_forwards": 0 if plan.cached else forwards,
+        "teachers": "cached" if plan.cached else plan.reason or "none",
+        "state_mb": round(trainable * 16 / 2**20, 1),
+        "losses": sorted([*losses, *auxiliary]),
+    }
+
+
+def _check_monitor(
+    program: Program, models: Models, settings: StageSettings, trains_student: bool, losses: list[str]
+) -> None:
+    """Make sure that the monitored metric exists and its split can be measured."""
+    if settings.monitor is None:
+        return
+    known = {*losses, *(name.partition("/")[0] for name in losses)}
+    batch = _sample(program, settings.monitor.split)
+    if trains_student:
+        student = models.student.eval()
+        device = next((p.device for p in student.parameters()), torch.device("cpu"))
+        count = program.data.num_classes
+        metrics = evaluate_model(lambda b: student(b, ()).require_logits("validation"), [batch], count, device)
+        known |= {name for name, value in metrics.items() if isinstance(value, float)}
+    if settings.monitor.metric not in known:
+        name = settings.monitor.metric
+        hint = did_you_mean(name, known) or f"; measured are: {', '.join(sorted(known))}"
+        raise ConfigError(f"monitor.metric: '{name}' is not measured in this stage{hint}")
+
+
+def _sample(program: Program, name: str) -> Batch:
+    """Return a few rows of a split."""
+    split = program.data.split(name)
+    for start in range(0, len(split), ROWS):
+        batch = split.__getitems__(list(range(start, min(start + ROWS, len(split)))))
+        if len(batch["id"]) >= min(2, len(split)):
+            return batch
+    raise DataError(f"split '{name}' has no readable samples")
+
+
+@contextmanager
+def _untouched(program: Program) -> Iterator[None]:
+    """Put buffers, modes, requires_grad, counters and the random state back."""
+    students = [phase.student for phase in program.phases]
+    routers = [phase.router for phase in program.phases if phase.router is not None]
+    objectives = [w for phase in program.phases for stage in phase.stages for w in stage.settings.objectives]
+    roots: list[nn.Module] = [program.pool, *students, *routers, *objectives]
+    modules = [module for root in roots for module in root.modules()]
+    modes = [(module, module.training) for module in modules]
+    buffers = [(buffer, buffer.clone()) for root in roots for buffer in root.buffers()]
+    gradients = [(parameter, parameter.requires_grad) for root in roots for parameter in root.parameters()]
+    teachers = [(teacher, teacher.trained) for teacher in map(program.pool.teacher, program.pool.names)]
+    forwards = program.pool.forwards
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        program.pool.forwards = forwards
+        for teacher, trained in teachers:
+            teacher.trained = trained
+        for module, mode in modes:
+            module.training = mode
+        for parameter, wanted in gradients:
+            parameter.requires_grad_(wanted)
+        for buffer, value in buffers:
+            buffer.copy_(value)

@@ -1,0 +1,280 @@
+"""What the settings of a stage do: length, accumulation, clipping, moving average, monitor, optimizer, precision."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moekd.errors import ConfigError
+from moekd.stages.train import _Loop
+
+from .tiny import MLP, Finished, full, recipe_of, same_weights, simple, train
+
+
+def student_of(finished: Finished) -> dict[str, torch.Tensor]:
+    """Return the weights of the student."""
+    return {key: value for key, value in finished.weights().items() if key.startswith("student of main")}
+
+
+def furthest(a: Finished, b: Finished) -> float:
+    """Return the largest difference of the students' weights."""
+    x, y = student_of(a), student_of(b)
+    return max(float((x[key] - y[key]).abs().max()) for key in x)
+
+
+def with_batch(size: int, stage: dict[str, Any], **data: Any) -> dict[str, Any]:
+    return simple(stage, data={"kind": "tiny", "batch_size": size, **data})
+
+
+@pytest.mark.parametrize("clip", [{}, {"clip_norm": 0.05}], ids=["plain", "clipped"])
+def test_four_small_batches_are_one_large_one(tmp_path: Path, clip: dict[str, Any]) -> None:
+    large = train(with_batch(40, clip), tmp_path, "large")
+    small = train(with_batch(10, {"accumulate": 4, **clip}), tmp_path, "small")
+    assert large.records("stage_end")[0]["steps"] == small.records("stage_end")[0]["steps"] == 2
+    assert furthest(large, small) < 1e-6
+    assert furthest(large, train(with_batch(10, clip), tmp_path, "separate")) > 1e-4
+
+
+def test_a_rest_of_batches_makes_a_step_of_its_own(tmp_path: Path) -> None:
+    run = train(with_batch(10, {"accumulate": 3, "epochs": 3}), tmp_path)
+    assert run.records("stage_end")[0]["steps"] == 6
+
+
+def test_steps_instead_of_epochs(tmp_path: Path) -> None:
+    steps = train(simple({"steps": 6}), tmp_path, "steps")
+    epochs = train(simple({"epochs": 2}), tmp_path, "epochs")
+    assert same_weights(steps.weights(), epochs.weights()) == []
+    (end,) = train(simple({"steps": 4}), tmp_path, "four").records("stage_end")
+    assert (end["steps"], end["epochs"]) == (4, 2)
+
+
+def test_clipping_bounds_the_step(tmp_path: Path) -> None:
+    sgd = {"kind": "sgd", "lr": 1.0}
+    start = recipe_of(simple()).build().phases[0].student.state_dict()
+    start = {f"student of main: {key}": value for key, value in start.items()}
+    moved = student_of(train(simple({"steps": 1, "optimizer": sgd, "clip_norm": 0.01}), tmp_path, "clipped"))
+    norm = math.sqrt(sum(float((moved[key] - start[key]).square().sum()) for key in start))
+    assert norm == pytest.approx(0.01, rel=1e-4)
+
+
+def test_the_moving_average_is_measured_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decay, seen = 0.5, []
+    update = _Loop.update
+
+    def record(loop: _Loop, batch: Any) -> None:
+        update(loop, batch)
+        seen.append(copy.deepcopy(loop.context.models.student.state_dict()))
+
+    monkeypatch.setattr(_Loop, "update", record)
+    run = train(simple({"epochs": 2, "ema": decay}), tmp_path)
+    average = seen[0]
+    for state in seen[1:]:
+        average = {key: decay * average[key] + (1 - decay) * state[key] for key in average}
+    kept = student_of(run)
+    for key, value in average.items():
+        torch.testing.assert_close(kept[f"student of main: {key}"], value)
+    loss = run.records("validation")[-1]["metrics"]["loss"]
+    val = run.program.data.split("val")
+    batch = val.__getitems__(list(range(len(val))))
+    logits = run.program.phases[0].student.eval()(batch).logits
+    assert torch.nn.functional.cross_entropy(logits, batch["label"]).item() == pytest.approx(loss, rel=1e-5)
+
+
+WILD = {"optimizer": {"kind": "sgd", "lr": 3.0}, "epochs": 6}
+
+
+def test_the_best_epoch_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, end_epoch = [], _Loop.end_epoch
+
+    def record(loop: _Loop) -> None:
+        states.append(copy.deepcopy(loop.context.models.student.state_dict()))
+        end_epoch(loop)
+
+    monkeypatch.setattr(_Loop, "end_epoch", record)
+    run = train(simple(WILD | {"monitor": {"metric": "loss", "mode": "min"}}), tmp_path)
+    losses = [record["metrics"]["loss"] for record in run.records("validation")]
+    best = losses.index(min(losses))
+    assert best < len(losses) - 1
+    assert run.records("stage_end")[0]["best_epoch"] == best
+    kept = student_of(run)
+    assert all(torch.equal(kept[f"student of main: {key}"], value) for key, value in states[best].items())
+
+
+def test_early_stopping(tmp_path: Path) -> None:
+    stage = WILD | {"epochs": 12, "patience": 2, "monitor": {"metric": "loss", "mode": "min"}}
+    run = train(simple(stage), tmp_path)
+    (end,) = run.records("stage_end")
+    assert end["epochs"] < 12
+    assert end["epochs"] == end["best_epoch"] + 1 + 2
+
+
+def test_a_monitored_split_other_than_val(tmp_path: Path) -> None:
+    run = train(simple({"monitor": {"metric": "accuracy", "mode": "max", "split": "test"}}), tmp_path)
+    best = max(record["metrics"]["accuracy"] for record in run.records("validation"))
+    assert run.results["test"]["test"]["student"]["accuracy"] == pytest.approx(best)
+
+
+OPTIMIZERS = ["adam", "adamw", "sgd", "rmsprop", "adagrad", "radam", "nadam", "adadelta", "adamax", "asgd", "rprop"]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_optimizers_of_torch_move_the_student(tmp_path: Path, kind: str) -> None:
+    run = train(simple({"steps": 1, "optimizer": {"kind": kind, "lr": 0.01}}), tmp_path)
+    start = recipe_of(simple()).build().phases[0].student.state_dict()
+    assert not torch.equal(
+        run.program.phases[0].student.state_dict()["network.fc1.weight"], start["network.fc1.weight"]
+    )
+
+
+def rates(tmp_path: Path, scheduler: Any, **stage: Any) -> list[float]:
+    """Return the learning rate after every step."""
+    sgd = {"optimizer": {"kind": "sgd", "lr": 0.1}}
+    raw = simple({"scheduler": scheduler, "epochs": 2, **sgd, **stage})
+    raw["trainer"]["log_every"] = 1
+    return [record["lr"] for record in train(raw, tmp_path).records("train")]
+
+
+def test_a_cosine_without_length_ends_with_the_stage(tmp_path: Path) -> None:
+    expected = [0.05 * (1 + math.cos(math.pi * step / 6)) for step in range(1, 7)]
+    assert rates(tmp_path, "cosine_annealing_lr") == pytest.approx(expected, abs=1e-9)
+
+
+def test_schedulers_step_once_an_optimizer_step(tmp_path: Path) -> None:
+    step_lr = {"kind": "step_lr", "step_size": 2, "gamma": 0.5}
+    assert rates(tmp_path, step_lr, accumulate=2, epochs=3) == pytest.approx([0.1, 0.05, 0.05, 0.025, 0.025, 0.0125])
+
+
+def test_bf16_trains_close_to_float32(tmp_path: Path) -> None:
+    def precision(kind: str) -> dict[str, Any]:
+        raw = full(baselines={})
+        raw["student"]["dropout"] = 0.0
+        raw["trainer"]["mixed_precision"] = kind
+        return raw
+
+    half, whole = train(precision("bf16"), tmp_path, "half"), train(precision("no"), tmp_path, "whole")
+    for a, b in zip(half.records("train"), whole.records("train"), strict=True):
+        assert a["losses"]["total"] == pytest.approx(b["losses"]["total"], rel=0.02)
+    assert same_weights(half.weights(), whole.weights())
+    assert all(value.dtype != torch.bfloat16 for value in half.weights().values())
+
+
+def test_fp16_on_a_cpu_is_a_mistake_of_the_config(tmp_path: Path) -> None:
+    raw = simple()
+    raw["trainer"]["mixed_precision"] = "fp16"
+    with pytest.raises(ConfigError, match=r"trainer.mixed_precision: 'fp16' can't be used here"):
+        train(raw, tmp_path)
+    raw["trainer"]["mixed_precision"] = "no"
+    train(raw, tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_gpu_is_a_mistake_of_the_config(tmp_path: Path) -> None:
+    raw = simple()
+    raw["trainer"]["device"] = "cuda"
+    with pytest.raises(ConfigError, match="no usable GPU; use auto or cpu"):
+        train(raw, tmp_path)
+
+
+def test_two_engines_in_one_process_share_nothing(tmp_path: Path) -> None:
+    """A run of another precision and seed, begun and ended in between, changes nothing."""
+    alone = train(simple(), tmp_path, "alone")
+    other = simple({"epochs": 1}, seed=9)
+    other["trainer"] |= {"mixed_precision": "bf16", "deterministic": False}
+
+    class Interrupting:
+        done = False
+
+    update = _Loop.update
+
+    def update_and_train_another(loop: _Loop, batch: Any) -> None:
+        update(loop, batch)
+        if not Interrupting.done:
+            Interrupting.done = True
+            state = torch.get_rng_state()
+            train(other, tmp_path, "other")
+            torch.set_rng_state(state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Loop, "update", update_and_train_another)
+        nested = train(simple(), tmp_path, "nested")
+    assert Interrupting.done
+    assert same_weights(nested.weights(), alone.weights()) == []
+    assert nested.records() == alone.records()
+
+
+def test_same_seed_same_run_other_seed_other_run(tmp_path: Path) -> None:
+    first, second = (train(full(), tmp_path, name) for name in ("first", "second"))
+    assert same_weights(first.weights(), second.weights()) == []
+    assert first.records() == second.records()
+    other = train(full(seed=4), tmp_path, "other")
+    assert len(same_weights(first.weights(), other.weights())) > 20
+
+
+def test_trackers_and_progress_change_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = full(baselines={})
+    silent = train(raw, tmp_path, "silent")
+    assert capsys.readouterr().err == ""
+    raw["trainer"]["trackers"] = ["tensorboard"]
+    loud = train(raw, tmp_path, "loud", quiet=False)
+    assert same_weights(silent.weights(), loud.weights()) == []
+    assert silent.records() == loud.records()
+    assert list(loud.run.path.rglob("events.out.tfevents.*"))
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 6
+    assert printed[0].startswith("main/cotrain 1/2  accuracy 0.")
+    assert all(len(line) < 80 for line in printed)
+
+
+def test_a_stage_trains_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    raw = full(baselines={})
+    raw["stages"] = [stage | {"epochs": 1} for stage in raw["stages"]]
+    names = {"cotrain": ("student", "pool: teachers"), "specialise": ("pool: masks",), "distill": ("student", "router")}
+    before = None
+    for count, (stage, parts) in enumerate(names.items(), 1):
+        shorter = raw | {"stages": raw["stages"][:count]}
+        shorter["stages"][-1].pop("monitor", None)
+        after = train(shorter, tmp_path, stage).weights()
+        if before is None:
+            from .tiny import weights_of
+
+            before = weights_of(recipe_of(shorter).build())
+        changed = {key for key in same_weights(before, after) if key in before}
+        assert changed, stage
+        assert all(key.startswith(parts) for key in changed), (stage, changed)
+        trained = {key.split(":")[0] + ":" + key.split(":")[1][:9] for key in changed}
+        assert len(trained) >= len(parts), (stage, trained)
+        before = after
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"trains": ["student"], "objectives": [{"kind": "kd", "teacher": "right"}], "cache": "memory"}, None),
+        (
+            {
+                "trains": ["student"],
+                "objectives": ["kd"],
+                "cache": "memory",
+                "transforms": [{"kind": "random_shift", "fields": ["image"]}],
+            },
+            "asks for cached teachers, but inputs change from epoch to epoch; use cache: auto",
+        ),
+        (
+            {"trains": ["student", "teachers"], "objectives": ["mutual_kd"], "cache": "memory"},
+            "asks for cached teachers, but teachers or masks train in this stage",
+        ),
+    ],
+)
+def test_a_cache_that_would_be_wrong_is_refused(tmp_path: Path, stage: dict[str, Any], message: str | None) -> None:
+    teachers = {"right": MLP | {"inputs": ["right"], "in_features": 10}}
+    raw = simple({"epochs": 1, **stage}, teachers=teachers)
+    if message is None:
+        train(raw, tmp_path)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            train(raw, tmp_path)

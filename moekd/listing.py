@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
-from .config import describe, load_rooms, shipped_configs
+from .config import describe, load_config, load_rooms, shipped_configs
 from .errors import UnknownNameError, did_you_mean
 
 #: Words that people use for groups of components.
@@ -47,5 +45,4 @@ def methods() -> list[tuple[str, str]]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    raw = yaml.safe_load(shipped_configs()[name].read_text(encoding="utf-8"))
-    return raw if isinstance(raw, dict) else {}
+    return load_config(name)[0]

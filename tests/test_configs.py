@@ -1,0 +1,105 @@
+"""Every shipped config parses, passes the dry run, and trains end to end on little data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import moekd
+from moekd.check import check
+from moekd.config import load_config, parse_recipe, recipe_dict, shipped_configs
+from moekd.recipe import Recipe
+
+SHIPPED = shipped_configs()
+#: What makes a data set small, and the marker of the tests that need files which are not shipped.
+SMALL = {
+    "emoji": ["data.max_train=48", "data.batch_size=24", "evaluation.splits=[test]"],
+    "avmnist": ["data.train=16", "data.val=8", "data.test=8", "data.batch_size=8"],
+}
+
+
+def stage_overrides(raw: Mapping[str, Any]) -> list[str]:
+    """Return the overrides that give every stage one epoch."""
+    short = [f"stages.{stage['name']}.epochs=1" for stage in raw["stages"]]
+    for name, baseline in raw.get("baselines", {}).items():
+        short += [f"baselines.{name}.stages.{stage['name']}.epochs=1" for stage in baseline["stages"]]
+    return short
+
+
+def configs() -> list[Any]:
+    """Return the names of the shipped configs; those that need the data packs are marked."""
+    needy = {name for name in SHIPPED if load_config(name)[0]["data"]["kind"] == "avmnist"}
+    return [pytest.param(name, marks=[pytest.mark.data] if name in needy else []) for name in SHIPPED]
+
+
+@pytest.fixture(scope="module")
+def avmnist(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Return the prepared avmnist data."""
+    from moekd.data import prepare
+
+    source = request.getfixturevalue("data_root") / "avmnist"
+    return prepare("avmnist", source, Path(tmp_path_factory.mktemp("prepared")) / "avmnist", progress=False)
+
+
+def small(name: str, request: pytest.FixtureRequest) -> Recipe:
+    """Return a shipped config on little data, with small masks and one epoch a stage."""
+    raw, _ = load_config(name)
+    overrides = [*SMALL[raw["data"]["kind"]], *stage_overrides(raw), "trainer.threads=1", "trainer.device=cpu"]
+    if "masks" in raw:
+        overrides += ["masks.hidden_factor=64", "masks.heads=1"]
+    if raw["data"]["kind"] == "avmnist":
+        overrides.append(f"data.root={request.getfixturevalue('avmnist')}")
+    return Recipe.load(name, overrides)
+
+
+def test_there_are_configs() -> None:
+    assert {"quickstart", "cmkd/avmnist_image", "cmkd/avmnist_audio"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_parses_to_itself(name: str) -> None:
+    raw, source = load_config(name)
+    config = parse_recipe(raw, source)
+    resolved = recipe_dict(config)
+    assert recipe_dict(parse_recipe(resolved, "resolved")) == resolved
+    assert config.title or name.startswith("suites/")
+    assert SHIPPED[name].read_text().startswith("#"), "the first line says what the config is for"
+
+
+@pytest.mark.parametrize("name", configs())
+def test_it_passes_the_dry_run(name: str, request: pytest.FixtureRequest) -> None:
+    report = check(small(name, request), rows=32)
+    config, _ = load_config(name)
+    assert len(report.stages) == len(stage_overrides(config))
+    assert all(row["losses"] and row["trainable"] for row in report.stages)
+    assert report.models[0]["name"] == "student"
+
+
+@pytest.mark.parametrize("name", configs())
+def test_it_trains_end_to_end(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    recipe = small(name, request)
+    with_baselines = not name.startswith("suites/avmnist")  # the same arms as those of suites/emoji_image
+    run = moekd.distill(recipe, runs=tmp_path, name="run", quiet=True, baselines=with_baselines)
+    assert {path.name for path in run.path.iterdir()} >= {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "results.json",
+        "checkpoints",
+        "student",
+        "figures",
+        "report.html",
+    }
+    results = json.loads((run.path / "results.json").read_text())
+    models = {"student", *(recipe.config.baselines if with_baselines else ())}
+    assert models <= set(results["test"]["test"])
+    assert all(0 <= metrics["accuracy"] <= 1 for metrics in results["test"]["test"].values())
+    assert results["routing"]["variants"]
+    document = json.loads((run.student / "config.json").read_text())
+    inputs = [torch.zeros(2, *document["fields"][field]["shape"]) for field in document["inputs"]]
+    assert moekd.load_student(run.path)(*inputs).shape == (2, len(results["class_names"]))

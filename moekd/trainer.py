@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 
+from .allocator import keep_freed_memory
 from .atomic import probe_writable
 from .checkpoint import check_same, clean_leftovers, config_hash, find_latest, load_checkpoint, save_checkpoint
 from .errors import CheckpointError, ConfigError, StoppedError
@@ -238,6 +239,7 @@ def _settings(program: Program) -> Iterator[None]:
     if program.loop.threads is not None:
         torch.set_num_threads(program.loop.threads)
     torch.use_deterministic_algorithms(program.loop.deterministic, warn_only=True)
+    keep_freed_memory()
     try:
         yield
     finally:

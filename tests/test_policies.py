@@ -30,6 +30,7 @@ LAYERS = {
     "moekd.atomic": 0,
     "moekd.distributed": 0,
     "moekd.randomness": 0,
+    "moekd.allocator": 0,
     "moekd.progress": 0,
     "moekd.interruption": 0,
     "moekd.state_codec": 0,

@@ -16,8 +16,10 @@ from ..errors import ConfigError, ModelError
 from ..signals import full_precision
 from .balances import Balance
 from .gates import Gate
+from .gates.base import Scores
 from .routing import Combine, Mix, Routing, Signal
 from .selections import Selection
+from .selections.base import Selected
 
 if TYPE_CHECKING:
     from ..step import Step
@@ -56,17 +58,22 @@ class Router(nn.Module):
         self.gate, self.selection = gate, selection
         self.balance = nn.ModuleList(balance)
         self.combine: Combine = combine
-        self.signal: Signal = signal or ("aux_only" if combine == "select" or selection.k == 1 else "kd")
+        self.signal: Signal = signal or ("aux_only" if combine == "select" or selection.constant_weights else "kd")
         self.mix: Mix = mix
         if combine == "select" and self.signal == "kd":
             raise ConfigError(
                 "router.signal: with combine 'select' the weights multiply no loss: 'kd' gives the gate no gradient; "
                 "use combine 'loss' or 'target', or signal 'aux_only' or 'task'"
             )
-        if selection.k == 1 and self.signal == "kd":
+        if selection.constant_weights and self.signal == "kd":
             raise ConfigError(
                 "router.selection.k: the weight of a single chosen teacher is always 1, so the distillation loss "
                 "gives the gate no gradient; use k >= 2, selection 'dense', or signal 'task'"
+            )
+        if combine == "target" and not selection.sums_to_one:
+            raise ConfigError(
+                "router.combine: 'target' mixes distributions with weights that sum to 1, those of this selection do "
+                "not; use combine 'loss', or normalise the selection's weights"
             )
 
     @property
@@ -76,7 +83,9 @@ class Router(nn.Module):
 
     def forward(self, step: Step) -> Routing:
         """Return the routing of the step's instances."""
-        logits = full_precision(self.gate(step))
+        scored = self.gate(step)
+        scored = scored if isinstance(scored, Scores) else Scores(scored, {})
+        logits = full_precision(scored.logits)
         experts = len(step.pool.experts)
         if logits.dim() != 2 or logits.shape[1] != experts:
             raise ModelError(
@@ -84,17 +93,26 @@ class Router(nn.Module):
                 f"expected [batch, {experts} teachers]"
             )
         probs = logits.softmax(dim=1)
-        weights, chosen = self.selection(logits, probs)
-        losses = {}
+        found = self.selection(logits, probs, step)
+        selected = found if isinstance(found, Selected) else Selected(*found)
+        probs = probs if selected.probs is None else selected.probs
+        losses: dict[str, Tensor] = {}
+        stats = {"entropy": -(probs * probs.clamp_min(1e-12).log()).sum(dim=1).mean().detach()}
+        details = scored.details | (selected.details or {})
+        routing = Routing(
+            *(selected.weights, selected.chosen, logits, probs, losses, stats, details),
+            combine=self.combine,
+            signal=self.signal,
+            mix=self.mix,
+        )
         if step.training and self.signal != "none":
             for index, balance in enumerate(self.balance):
                 assert isinstance(balance, Balance)
                 name = f"balance/{index}" if len(self.balance) > 1 else "balance"
-                losses[name] = balance.weight_at(step.progress) * balance(probs, logits, chosen)
+                losses[name] = balance.weight_at(step.progress) * balance(routing)
             if self.signal == "task":
                 losses["router_task"] = self._task_loss(step, probs)
-        stats = {"entropy": -(probs * probs.clamp_min(1e-12).log()).sum(dim=1).mean().detach()}
-        return Routing(weights, chosen, logits, probs, losses, stats, self.combine, self.signal, self.mix)
+        return routing
 
     def after_step(self) -> None:
         """Let gate and selection update what no gradient trains (loads, biases); called once after every step."""

@@ -22,12 +22,15 @@ class Routing:
     """Weights over the teacher variants for every instance.
 
     Attributes:
-        weights: `[B, T]`, rows sum to 1.
-        chosen: indices `[B, k]`, best first, or None when all teachers take part.
+        weights: `[B, T]`; rows sum to 1 unless the selection says otherwise (`sums_to_one`).
+        chosen: indices `[B, k]`, best first, -1 for an empty place, or None when all teachers take part.
         logits: the gate's scores `[B, T]`.
         probs: softmax of the scores `[B, T]`.
         losses: auxiliary losses (scalars), already weighted.
         stats: detached tensors for the log.
+        details: what balance losses read besides, by name, with gradients: "load" `[B, T]` of a noisy selection,
+            "input" `[B, D]` and "prototypes" `[T, D]` of a prototype gate.
+        mask: rows that count for the balance losses, `[B]`; None: all.
         combine: how objectives use the weights: "select", "loss" or "target".
         signal: where the gate's gradient comes from.
         mix: what "target" mixes.
@@ -39,6 +42,8 @@ class Routing:
     probs: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     stats: dict[str, Tensor] = field(default_factory=dict)
+    details: dict[str, Tensor] = field(default_factory=dict)
+    mask: Tensor | None = None
     combine: Combine = "select"
     signal: Signal = "aux_only"
     mix: Mix = "probs"
@@ -53,8 +58,9 @@ class Routing:
         if self.combine == "select":
             if self.chosen is None:
                 return torch.full_like(self.weights, 1 / self.weights.shape[1])
-            share = torch.full_like(self.chosen, 1, dtype=self.weights.dtype) / self.chosen.shape[1]
-            return torch.zeros_like(self.weights).scatter(1, self.chosen, share)
+            filled = (self.chosen >= 0).to(self.weights.dtype)
+            share = filled / filled.sum(dim=1, keepdim=True).clamp_min(1)
+            return torch.zeros_like(self.weights).scatter_add(1, self.chosen.clamp_min(0), share)
         return self.weights if self.signal == "kd" else self.weights.detach()
 
     def rows(self, names: Sequence[str]) -> dict[str, Tensor]:

@@ -10,21 +10,21 @@ import math
 import torch
 from torch import Tensor
 
-from ...distributed import batch_mean
 from ...schedules import Schedule
-from ...signals import full_precision
-from .base import BALANCES, Balance
+from ..routing import Routing
+from .base import BALANCES, Balance, mean_over_rows
 
 
-def kl_to_uniform(probs_BT: Tensor, normalize_by_experts: bool = False) -> Tensor:
+def kl_to_uniform(probs_BT: Tensor, normalize_by_experts: bool = False, mask_B: Tensor | None = None) -> Tensor:
     """`KL(U || mean_b p_b)`: how far the mean routing distribution is from uniform.
 
     Args:
         probs_BT: routing probabilities `[B, T]`, rows sum to 1.
         normalize_by_experts: divide by T, as the released MST-Distill code does (`batchmean` over a vector of length
             T).
+        mask_B: rows that count, default all.
     """
-    mean_T = batch_mean(full_precision(probs_BT))
+    mean_T = mean_over_rows(probs_BT, mask_B)
     experts = mean_T.shape[0]
     log_mean_T = mean_T.clamp_min(torch.finfo(mean_T.dtype).tiny).log()
     divergence = -(log_mean_T.mean() + math.log(experts))
@@ -44,6 +44,6 @@ class KLToUniform(Balance):
         super().__init__(weight)
         self.normalize_by_experts = normalize_by_experts
 
-    def forward(self, probs_BT: Tensor, logits_BT: Tensor, chosen_Bk: Tensor | None) -> Tensor:
+    def forward(self, routing: Routing) -> Tensor:
         """Return the loss, a scalar."""
-        return kl_to_uniform(probs_BT, self.normalize_by_experts)
+        return kl_to_uniform(routing.probs, self.normalize_by_experts, routing.mask)

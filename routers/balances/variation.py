@@ -8,19 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...distributed import batch_mean
 from ...schedules import Schedule
-from ...signals import full_precision
-from .base import BALANCES, Balance
+from ..routing import Routing
+from .base import BALANCES, Balance, mean_over_rows
 
 
-def coefficient_of_variation(probs_BT: Tensor) -> Tensor:
+def coefficient_of_variation(probs_BT: Tensor, mask_B: Tensor | None = None) -> Tensor:
     """`std / mean` (unbiased, not squared) of the load of the teachers; 0 for one teacher.
 
     Args:
         probs_BT: routing probabilities `[B, T]`.
+        mask_B: rows that count, default all.
     """
-    mean_T = batch_mean(full_precision(probs_BT))
+    mean_T = mean_over_rows(probs_BT, mask_B)
     if mean_T.shape[0] == 1:
         return mean_T.sum() * 0.0
     return mean_T.std() / mean_T.mean().clamp_min(torch.finfo(mean_T.dtype).tiny)
@@ -37,6 +37,6 @@ class CoefficientOfVariation(Balance):
     def __init__(self, weight: Schedule | float = 1.0) -> None:
         super().__init__(weight)
 
-    def forward(self, probs_BT: Tensor, logits_BT: Tensor, chosen_Bk: Tensor | None) -> Tensor:
+    def forward(self, routing: Routing) -> Tensor:
         """Return the loss, a scalar."""
-        return coefficient_of_variation(probs_BT)
+        return coefficient_of_variation(routing.probs, routing.mask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,13 +12,25 @@ if TYPE_CHECKING:
     from ...step import Step
 
 
+class Scores(NamedTuple):
+    """What a gate returns when balance losses read more than its scores.
+
+    Attributes:
+        logits: `[B, T]`.
+        details: goes to `Routing.details`.
+    """
+
+    logits: Tensor
+    details: dict[str, Tensor]
+
+
 class Gate(nn.Module):
-    """Scores the teachers for every instance: `gate(step) -> logits [B, T]`."""
+    """Scores the teachers for every instance: `gate(step) -> logits [B, T]`, or `Scores`."""
 
     #: True when the gate reads what the teachers say; otherwise rows can be routed before any teacher runs.
     needs_teachers = False
 
-    def forward(self, step: Step) -> Tensor:
+    def forward(self, step: Step) -> Tensor | Scores:
         """Return the scores, `[B, T]`."""
         raise NotImplementedError
 

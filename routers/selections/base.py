@@ -5,19 +5,49 @@ Shapes: B batch, T teacher variants, k chosen ones.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 from torch import Tensor, nn
 
 from ...registry import Registry
 
+if TYPE_CHECKING:
+    from ...step import Step
+
+Choice = tuple[Tensor, Tensor | None]
+
+
+class Selected(NamedTuple):
+    """What a selection returns when it has more to say than weights and choice.
+
+    Attributes:
+        weights: `[B, T]`.
+        chosen: indices `[B, k]`, best first, -1 for an empty place; None: all.
+        probs: replaces the softmax of the scores as the router's probabilities `[B, T]`.
+        details: goes to `Routing.details`.
+    """
+
+    weights: Tensor
+    chosen: Tensor | None
+    probs: Tensor | None = None
+    details: dict[str, Tensor] | None = None
+
 
 class Selection(nn.Module):
-    """Maps router logits `[B, T]` to weights `[B, T]` (rows sum to 1) and the chosen teachers `[B, k]` (None: all)."""
+    """Maps router logits `[B, T]` to weights `[B, T]` and the chosen teachers `[B, k]` (None: all)."""
 
-    #: Teachers chosen for an instance, where it is fixed; None means all.
+    #: Teachers chosen for an instance, where it is fixed; None means all, or a number that varies.
     k: int | None = None
+    #: True when the weights of a row sum to 1; otherwise they may only multiply losses (combine "loss").
+    sums_to_one: bool = True
 
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return (weights, chosen)."""
+    @property
+    def constant_weights(self) -> bool:
+        """True when the weights carry no gradient: a single teacher whose weight is always 1."""
+        return self.k == 1 and self.sums_to_one
+
+    def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Choice | Selected:
+        """Return (weights, chosen), or more as `Selected`; what changes over time reads the step."""
         raise NotImplementedError
 
     def after_step(self) -> None:

@@ -5,37 +5,66 @@ Shapes: B batch, T teacher variants, k chosen ones.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from ...errors import ConfigError
-from .base import SELECTIONS, Selection
+from .base import SELECTIONS, Choice, Selected, Selection
+
+if TYPE_CHECKING:
+    from ...step import Step
+
+Normalise = Literal["topk", "none"]
+
+
+def best_k(scores_BT: Tensor, k: int) -> Tensor:
+    """Return the indices of the k highest scores of every row, `[B, k]`, best first; ties go to the lowest index.
+
+    Raises:
+        ConfigError: k is larger than T.
+    """
+    experts = scores_BT.shape[1]
+    if k > experts:
+        raise ConfigError(f"router.selection.k: {k} teachers chosen of {experts}; lower k or add teachers")
+    return scores_BT.sort(dim=1, descending=True, stable=True).indices[:, :k]
+
+
+def keep(values_BT: Tensor, chosen_Bk: Tensor) -> Tensor:
+    """Return the values of the chosen teachers and 0 elsewhere, `[B, T]`."""
+    return torch.zeros_like(values_BT).scatter(1, chosen_Bk, values_BT.gather(1, chosen_Bk))
+
+
+def normalised(weights_BT: Tensor) -> Tensor:
+    """Divide every row by its sum."""
+    return weights_BT / weights_BT.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weights_BT.dtype).tiny)
 
 
 @SELECTIONS.register("top_k")
 class TopK(Selection):
-    """The k teachers with the highest scores; their probabilities, renormalised, are the weights.
+    """The k teachers with the highest scores, weighted by their probabilities; ties go to the lowest index.
 
-    Ties go to the lowest index.
+    `normalise: topk` divides the weights by their sum (Mixtral of experts, arXiv 2401.04088); `none` keeps the
+    probabilities as they are (Switch Transformers, arXiv 2101.03961), so that also a single chosen teacher has a weight
+    through which its loss reaches the gate.
 
     Args:
         k: teachers chosen for an instance, at most the number of teacher variants.
+        normalise: `topk` or `none`.
     """
 
-    def __init__(self, k: Annotated[int, Ge(1)] = 1) -> None:
+    def __init__(self, k: Annotated[int, Ge(1)] = 1, normalise: Normalise = "topk") -> None:
         super().__init__()
         if k < 1:
             raise ConfigError(f"router.selection.k: at least one teacher must be chosen, found {k}")
         self.k: int = k
+        self.normalise: Normalise = normalise
+        self.sums_to_one = normalise == "topk"
 
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Choice | Selected:
         """Return (weights, chosen)."""
-        experts = logits_BT.shape[1]
-        if self.k > experts:
-            raise ConfigError(f"router.selection.k: {self.k} teachers chosen of {experts}; lower k or add teachers")
-        chosen = logits_BT.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
-        kept = torch.zeros_like(probs_BT).scatter(1, chosen, probs_BT.gather(1, chosen))
-        return kept / kept.sum(dim=1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny), chosen
+        chosen = best_k(logits_BT, self.k)
+        kept = keep(probs_BT, chosen)
+        return (normalised(kept) if self.normalise == "topk" else kept), chosen

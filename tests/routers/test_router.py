@@ -95,7 +95,7 @@ def test_balance_losses_are_weighted_and_follow_their_schedules() -> None:
     losses = step.routing.losses
     assert list(losses) == ["balance/0", "balance/1"]
     torch.testing.assert_close(losses["balance/0"], kl_to_uniform(step.routing.probs))
-    torch.testing.assert_close(losses["balance/1"], 0.25 * balance[1](step.routing.probs, step.routing.logits, None))
+    torch.testing.assert_close(losses["balance/1"], 0.25 * balance[1](step.routing))
 
 
 @pytest.mark.parametrize("options", [{"training": False}, {"signal": "none"}])

@@ -6,16 +6,16 @@ Shapes: B batch, V variants of one teacher, T variants of the pool.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, did_you_mean
-from ..model import Batch, find_module, tapped
+from ..model import Batch, find_module
 from ..signals import PoolSignals, Signals
+from .forward import MaskedTap, batch_size, forward_replicated, forward_shared, prefix_is_exact
 from .masks import Mask
 from .teacher import Teacher
 
@@ -180,142 +180,39 @@ class TeacherPool(nn.Module):
         return {v.name: signals[v.name].select(torch.searchsorted(union, rows[v.name])) for v in mine}
 
     def _run(self, name: str, batch: Batch, mine: Sequence[Variant], features: bool) -> dict[str, Signals]:
-        """Return the signals of variants of one teacher."""
+        """Return the signals of variants of one teacher, from one forward."""
         trains = not self.frozen([variant.name for variant in mine])
-        teacher, active = self.teacher(name), self._active(mine, name)
-        record = None if features else ()
+        teacher, record = self.teacher(name), None if features else ()
+        active = self._masked_taps(self._active(mine, name))
         if teacher.training and active:
             raise ModelError(f"teacher '{name}' is being trained: its masked variants can't run at the same time")
         with torch.inference_mode(not trains):
-            if active and self._prefix_is_exact(teacher, batch, active):
-                outputs = self._run_shared(teacher, batch, active, record)
-            elif active:
-                outputs = self._run_replicated(teacher, batch, active, record)
-            else:
-                self.forwards += 1
+            if not active:
                 outputs = {name: teacher(batch, record)}
+            elif self._shares(teacher, batch):
+                outputs = forward_shared(teacher, batch, active, self._stacks(), record)
+            else:
+                plain = any(variant.tap is None for variant in mine)
+                outputs = forward_replicated(teacher, batch, active, self._stacks(), record, plain)
+        self.forwards += 1
         signals = {variant.name: outputs[variant.name] for variant in mine}
         return signals if trains else {key: value.map(torch.clone) for key, value in signals.items()}
 
-    def _run_shared(
-        self, teacher: Teacher, batch: Batch, active: Sequence[Variant], record: Sequence[str] | None = ()
-    ) -> dict[str, Signals]:
-        """One forward: each tap appends the masked copy of its source rows behind the rows that are there."""
-        size, order = _batch_size(teacher, batch), [teacher.name]
-        by_tap = {variant.tap: variant for variant in active}
-        cumulative = self._stacks()
+    def _masked_taps(self, variants: Sequence[Variant]) -> list[MaskedTap]:
+        return [MaskedTap(v.name, v.tap, self.mask(v.name)) for v in variants if v.tap is not None]
 
-        def append(tap: str, output: Tensor) -> Tensor:
-            variant = by_tap[tap]
-            if variant.name in order:
-                raise ModelError(
-                    f"tap '{tap}' of teacher '{teacher.name}' fires twice in one forward; tap another module"
-                )
-            if cumulative and variant != active[len(order) - 1]:
-                raise ModelError(
-                    f"masks of teacher '{teacher.name}' stack in the order {[v.tap for v in active]}, but tap '{tap}' "
-                    "fires earlier; specialise the taps in the order of the forward, or use sharing='replicate'"
-                )
-            source = len(order) - 1 if cumulative else 0
-            part = output[source * size : (source + 1) * size]
-            order.append(variant.name)
-            return torch.cat([output, self.mask(variant.name).adapt(part)])
-
-        signals = self._forward_with(teacher, batch, active, append, record)
-
-        def part_of(index: int, tensor: Tensor) -> Tensor:
-            """Return the rows of a variant; below its own mask it shares the rows of its source."""
-            while index * size >= tensor.shape[0]:
-                index = index - 1 if cumulative else 0
-            return tensor[index * size : (index + 1) * size]
-
-        return {name: signals.map(partial(part_of, index)) for index, name in enumerate(order)}
-
-    def _run_replicated(
-        self, teacher: Teacher, batch: Batch, active: Sequence[Variant], record: Sequence[str] | None = ()
-    ) -> dict[str, Signals]:
-        """One forward over 1 + V copies of the input; each tap masks the rows of its variants."""
-        size, names = _batch_size(teacher, batch), [teacher.name, *[variant.name for variant in active]]
-        copies = {f: torch.cat([batch[f]] * len(names)) for f in teacher.inputs}
-        by_tap = {variant.tap: variant for variant in active}
-        cumulative = self._stacks()
-
-        def replace(tap: str, output: Tensor) -> Tensor:
-            variant = by_tap[tap]
-            first = names.index(variant.name) * size
-            last = output.shape[0] if cumulative else first + size
-            adapted = self.mask(variant.name).adapt(output[first:last])
-            return torch.cat([output[:first], adapted, output[last:]])
-
-        signals = self._forward_with(teacher, copies, active, replace, record)
-        return {name: signals.select(slice(i * size, (i + 1) * size)) for i, name in enumerate(names)}
-
-    def _forward_with(
-        self,
-        teacher: Teacher,
-        batch: Batch,
-        active: Sequence[Variant],
-        on_tap: Callable[[str, Tensor], Tensor],
-        record: Sequence[str] | None,
-    ) -> Signals:
-        self.forwards += 1
-        silent = {variant.tap for variant in active if variant.tap}
-
-        def note(tap: str, output: Tensor) -> Tensor:
-            silent.discard(tap)
-            return on_tap(tap, output)
-
-        with tapped(teacher.network, list(silent), note):
-            signals = teacher(batch, record)
-        if silent:
-            raise ModelError(f"taps {sorted(silent)} of teacher '{teacher.name}' take no part in its forward")
-        return signals
-
-    def _prefix_is_exact(self, teacher: Teacher, batch: Batch, active: Sequence[Variant]) -> bool:
-        """Tell whether the teacher takes a batch that grows at its taps; tried once with a few rows and remembered."""
-        size = _batch_size(teacher, batch)
-        if self.sharing != "auto" or size == 0:
-            return self.sharing == "prefix" and size > 0
+    def _shares(self, teacher: Teacher, batch: Batch) -> bool:
+        """Tell whether a teacher's variants share their prefix; `auto` tries it once and remembers."""
+        if self.sharing != "auto" or batch_size(teacher, batch) == 0:
+            return self.sharing == "prefix" and batch_size(teacher, batch) > 0
         key = (teacher.name, self._stacks())
         if key not in self._shares_prefix:
-            few = {field: batch[field][torch.arange(3) % size] for field in teacher.inputs}
-            count = self.forwards
-            masks = [
-                self.mask(v.name) for v in self._variants.values() if v.teacher == teacher.name and v.tap is not None
-            ]
-            modes = [mask.training for mask in masks]
-            every = self._active([v for v in self._variants.values() if v.teacher == teacher.name], teacher.name)
-            try:
-                for mask in masks:
-                    mask.eval()
-                with torch.no_grad():
-                    shared, replicated = (
-                        self._run_shared(teacher, few, every),
-                        self._run_replicated(teacher, few, every),
-                    )
-                exact = all(_close(shared[v.name], replicated[v.name]) for v in every)
-            except (RuntimeError, ModelError) as error:
-                logger.debug("teacher '%s' can't share its prefix: %s", teacher.name, error)
-                exact = False
-            finally:
-                for mask, mode in zip(masks, modes, strict=True):
-                    mask.train(mode)
-                self.forwards = count
-            if not exact:
-                logger.info(
-                    "teacher '%s': variants replicate the input, since its rows meet another branch", teacher.name
-                )
-            self._shares_prefix[key] = exact
+            own = [variant for variant in self._variants.values() if variant.teacher == teacher.name]
+            every = self._masked_taps(self._active(own, teacher.name))
+            self._shares_prefix[key] = prefix_is_exact(teacher, batch, every, self._stacks())
+            if not self._shares_prefix[key]:
+                logger.info("teacher '%s': variants replicate its input, since they can't share a prefix", teacher.name)
         return self._shares_prefix[key]
-
-
-def _close(a: Signals, b: Signals) -> bool:
-    x, y = a.require_logits("a variant"), b.require_logits("a variant")
-    return x.shape == y.shape and torch.allclose(x, y, rtol=1e-3, atol=1e-4 * max(1.0, float(y.abs().max())))
-
-
-def _batch_size(teacher: Teacher, batch: Batch) -> int:
-    return int(teacher.arguments(batch)[0].shape[0])
 
 
 def _key(variant: str) -> str:

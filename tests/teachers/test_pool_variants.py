@@ -114,7 +114,7 @@ def test_auto_shares_where_it_can() -> None:
         network.left.register_forward_pre_hook(lambda m, args, name=name: seen.update({name: len(args[0])}))
     pool(make_batch(6))
     pool(make_batch(6))
-    assert seen == {"fusion": 6, "late": 18}
+    assert seen == {"fusion": 6, "late": 12}
 
 
 @pytest.mark.parametrize("sharing", ["prefix", "replicate"])

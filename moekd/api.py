@@ -80,7 +80,7 @@ def distill(
         recipe = Recipe(recipe.config.model_copy(update={"baselines": {}}), recipe.source)
     program = recipe.build()
     dry_run(program)
-    run = RunFolder(Path(runs), name or default_name(recipe), resume=resume is not None)
+    run = RunFolder(Path(runs), default_name(recipe) if name is None else name, resume=resume is not None)
     trainer = Trainer(program, run, quiet)
     results = trainer.fit(resume, override)
     if trainer.is_main:

@@ -13,6 +13,7 @@ from .errors import ConfigError, DataError, MoekdError, did_you_mean
 from .evaluation import evaluate_model
 from .model import Batch
 from .program import Phase, Program
+from .schedules import Progress
 from .stages import StageSettings
 from .stages.teacher_plan import plan_teachers
 from .stages.trainable import parameters_of, train_only
@@ -59,6 +60,8 @@ def _step(program: Program, phase: Phase, index: int, sample: Batch) -> dict[str
     if settings.scheduler is not None:
         settings.scheduler(optimizer, steps)
     plan = plan_teachers(models, program.data, settings)
+    for transform in settings.transforms:
+        sample = transform(sample, Progress())
     before = program.pool.forwards
     step = Step(sample, models, variants=plan.variants, features=plan.features)
     losses = {name: loss for weighted in settings.objectives for name, loss in weighted.terms(step).items()}

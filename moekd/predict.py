@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from .data.fields.image import ImageField
 from .errors import DataError
 from .export import load_student, read_student
 
@@ -60,45 +61,44 @@ def read_input(path: Path, field: Mapping[str, Any]) -> Tensor:
 
     Args:
         path: picture or `.npy` file.
-        field: "modality", "shape" and how to prepare it ("mean", "std").
+        field: "modality", "shape", "dtype" and how pictures are prepared ("mean", "std", "resize").
+
+    Raises:
+        DataError: the file is not there, can't be read, or does not fit the field.
     """
-    shape = tuple(field["shape"])
     if not path.is_file():
         raise DataError(f"no file {path}")
     if path.suffix == ".npy":
-        try:
-            value = torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.float32)
-        except (ValueError, OSError, TypeError) as error:
-            raise DataError(f"{path} is no readable array: {error}") from error
-        if tuple(value.shape) != shape:
-            raise DataError(f"{path} holds an array of shape {tuple(value.shape)}; the student takes {shape}")
-        return value
-    if field["modality"] != "image":
+        return _array(path, field)
+    shape = tuple(field["shape"])
+    if field["modality"] != "image" or len(shape) != 3 or shape[0] not in (1, 3):
         raise DataError(f"{path}: the student reads {field['modality']}; give a .npy file of shape {shape}")
-    try:
-        with Image.open(path) as picture:
-            flat = (
-                _on_white(picture)
-                .convert("RGB" if shape[0] == 3 else "L")
-                .resize((shape[2], shape[1]), Image.Resampling.BOX)
-            )
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{path} is no readable picture: {error}") from error
-    value = (
-        torch.from_numpy(np.asarray(flat, dtype=np.float32) / 255)
-        .reshape(shape[1], shape[2], shape[0])
-        .permute(2, 0, 1)
+    reader = ImageField(
+        size=(shape[1], shape[2]),
+        color="rgb" if shape[0] == 3 else "grey",
+        resize=field.get("resize", "stretch"),
+        mean=field.get("mean") or None,
+        std=field.get("std") or None,
     )
-    for key, operation in (("mean", value.sub), ("std", value.div)):
-        if field.get(key):
-            value = operation(torch.tensor(field[key]).view(-1, 1, 1))
-    return value
+    try:
+        pixels = reader.decode(str(path.absolute()), Path())
+    except DataError as error:
+        raise DataError(f"{path} is no readable picture: {error}") from error
+    return reader.transform("image", pixels[None])["image"][0]
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
-    """Put a picture with transparency on a white ground."""
-    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
-        return picture
-    clear = picture.convert("RGBA")
-    ground = Image.new("RGBA", clear.size, (255, 255, 255, 255))
-    return Image.alpha_composite(ground, clear)
+def _array(path: Path, field: Mapping[str, Any]) -> Tensor:
+    """Read a `.npy` file of the field's shape and type."""
+    shape, dtype = tuple(field["shape"]), getattr(torch, field.get("dtype", "float32"))
+    try:
+        value = torch.from_numpy(np.load(path, allow_pickle=False))
+    except (ValueError, OSError, TypeError, EOFError, BadZipFile) as error:
+        raise DataError(f"{path} is no readable array: {error}") from error
+    if tuple(value.shape) != shape:
+        raise DataError(f"{path} holds an array of shape {tuple(value.shape)}; the student takes {shape}")
+    if value.is_complex() or (value.is_floating_point() and not dtype.is_floating_point):
+        found = str(value.dtype).removeprefix("torch.")
+        raise DataError(f"{path} holds numbers of type {found}; the student takes {str(dtype).removeprefix('torch.')}")
+    if not bool(torch.isfinite(value).all()):
+        raise DataError(f"{path} holds NaN or infinite values")
+    return value.to(dtype)

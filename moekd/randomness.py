@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .errors import CheckpointError
+
 
 def derived_seed(seed: int, name: str) -> int:
     """Return a seed that depends on the run's seed and a name, so that parts can be built in any order."""
@@ -54,7 +56,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     """Set all global generators to what `random_state` returned.
 
     Raises:
-        ValueError: the state does not fit this machine (another number of GPUs).
+        CheckpointError: the state does not fit this machine (another number of GPUs).
     """
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
@@ -63,7 +65,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"]:
         if len(state["cuda"]) != torch.cuda.device_count():
-            raise ValueError(
+            raise CheckpointError(
                 f"the checkpoint holds {len(state['cuda'])} GPU generators, here are {torch.cuda.device_count()}"
             )
         torch.cuda.set_rng_state_all([value.cpu() for value in state["cuda"]])

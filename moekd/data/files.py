@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import DataError, did_you_mean
 from .dataset import DATASETS, Batch, Dataset, FieldSpec, Ids, Split
 from .fields import Field
+from .fields.image import ImageField
 from .files_labels import Labels, clean_labels, draw_rows, encode_labels, find_classes, rows_by_column
 from .files_source import ALL, Format, open_source, split_name
 from .fingerprint import digest, file_digest
@@ -106,6 +107,13 @@ class Files(Dataset):
         offsets = dict(zip(self.tables, np.cumsum([0, *map(len, self.tables.values())]).tolist(), strict=False))
         order = sorted(parts, key=lambda name: ("train", "val", "test", name).index(name))
         return {name: self._split(name, *parts[name], offsets) for name in order}
+
+    def input_recipe(self, field: str) -> dict[str, Any]:
+        """Return how a picture is resized and scaled."""
+        source = self.inputs.get(field)
+        if not isinstance(source, ImageField):
+            return {}
+        return {"mean": source.mean, "std": source.std, "resize": source.resize}
 
     def identity(self) -> dict[str, Any]:
         """Return options and checksums: sha256 of data files, names and sizes of the files in folders of media."""

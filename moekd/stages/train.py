@@ -82,7 +82,7 @@ class _Loop:
             self.ema = AveragedModel(context.models.student, multi_avg_fn=average, use_buffers=True)
         self.guard = FiniteGuard()
         self.state = LoopState()
-        self.training_loss = math.nan
+        self.training_loss, self.validated = math.nan, ""
         self.started = time.monotonic()
         if resume is not None:
             self.load_state(resume)
@@ -208,7 +208,7 @@ class _Loop:
             for w in self.settings.objectives
         }
         lr = self.optimizer.param_groups[0]["lr"]
-        self.context.progress.advance(0, f"loss {losses['total']:.4g}")
+        self.context.progress.advance(0, f"loss {losses['total']:.4g}  {self.validated}")
         self.context.log(
             self.entry("train") | {"losses": losses, "weights": weights, "lr": lr, "seconds": self.seconds()}
         )
@@ -227,6 +227,7 @@ class _Loop:
         monitored = [self.settings.monitor.metric] if self.settings.monitor else []
         shown = dict.fromkeys(["accuracy", "loss", "training loss", *monitored])
         numbers = [f"{name} {metrics[name]:.3g}" for name in shown if name in metrics]
+        self.validated = f"validation {numbers[0]}"
         context.progress.say("  ".join([place, *numbers, f"{self.seconds():.0f} s"]))
         self.log_routing()
         state.epoch, state.batch, state.shares = state.epoch + 1, 0, {}

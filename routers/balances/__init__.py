@@ -1,7 +1,30 @@
 """Balance losses: what keeps a router from sending everything to one teacher, one mechanism a file."""
 
 from .base import BALANCES, Balance
+from .entropy import Entropy, mean_entropy
+from .importance import Importance, Load, cv_squared
 from .kl_to_uniform import KLToUniform, kl_to_uniform
+from .routing_contrastive import RoutingContrastive, routing_contrastive
+from .switch import SwitchBalance, switch_balance
 from .variation import CoefficientOfVariation, coefficient_of_variation
+from .z_loss import ZLoss, z_loss
 
-__all__ = ["BALANCES", "Balance", "CoefficientOfVariation", "KLToUniform", "coefficient_of_variation", "kl_to_uniform"]
+__all__ = [
+    "BALANCES",
+    "Balance",
+    "CoefficientOfVariation",
+    "Entropy",
+    "Importance",
+    "KLToUniform",
+    "Load",
+    "RoutingContrastive",
+    "SwitchBalance",
+    "ZLoss",
+    "coefficient_of_variation",
+    "cv_squared",
+    "kl_to_uniform",
+    "mean_entropy",
+    "routing_contrastive",
+    "switch_balance",
+    "z_loss",
+]

@@ -1,7 +1,34 @@
 """Gates: what scores the teachers for an instance."""
 
 from .base import GATES, Gate
+from .cosine import CosineGate, PrototypeGate
+from .entropy import EntropyGate, entropy_weights
 from .fixed import UniformGate
+from .gradient_qp import GradientQPGate, gradient_weights
 from .instance import DenseInstanceGate, InstanceGate
+from .label_confidence import LabelConfidenceGate, label_confidence
+from .label_group import LabelGroupGate
+from .linear import LinearGate, MLPGate
+from .mismatch import MismatchGate
+from .oracle import OracleGate
 
-__all__ = ["GATES", "DenseInstanceGate", "Gate", "InstanceGate", "UniformGate"]
+__all__ = [
+    "GATES",
+    "CosineGate",
+    "DenseInstanceGate",
+    "EntropyGate",
+    "Gate",
+    "GradientQPGate",
+    "InstanceGate",
+    "LabelConfidenceGate",
+    "LabelGroupGate",
+    "LinearGate",
+    "MLPGate",
+    "MismatchGate",
+    "OracleGate",
+    "PrototypeGate",
+    "UniformGate",
+    "entropy_weights",
+    "gradient_weights",
+    "label_confidence",
+]

@@ -28,7 +28,9 @@ class Gate(nn.Module):
     """Scores the teachers for every instance: `gate(step) -> logits [B, T]`, or `Scores`."""
 
     #: True when the gate reads what the teachers say; otherwise rows can be routed before any teacher runs.
-    needs_teachers = False
+    needs_teachers: bool = False
+    #: True when the scores are the logarithms of weights that a formula gives, so that ignoring them is a mistake.
+    gives_weights = False
 
     def forward(self, step: Step) -> Tensor | Scores:
         """Return the scores, `[B, T]`."""

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from ..distributed import masked_mean
 from ..errors import ConfigError, ModelError
 from ..signals import full_precision
+from .alarm import CollapseAlarm
 from .balances import Balance
 from .gates import Gate
 from .gates.base import Scores
 from .routing import Combine, Mix, Routing, Signal
-from .selections import Selection
+from .selections import Dense, Selection
 from .selections.base import Selected
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Router(nn.Module):
         mix: what `target` mixes: `probs` or `logits`.
 
     Raises:
-        ConfigError: `select`, or a single chosen teacher, with the signal `kd`: the gate would get no such gradient.
+        ConfigError: `select`, or constant weights such as that of a single chosen teacher, with the signal `kd`: the
+            gate would get no such gradient. `select` with the selection `dense` and a gate that gives weights.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Router(nn.Module):
         super().__init__()
         self.gate, self.selection = gate, selection
         self.balance = nn.ModuleList(balance)
+        self.alarm = CollapseAlarm()
         self.combine: Combine = combine
         self.signal: Signal = signal or ("aux_only" if combine == "select" or selection.constant_weights else "kd")
         self.mix: Mix = mix
@@ -65,7 +68,17 @@ class Router(nn.Module):
                 "router.signal: with combine 'select' the weights multiply no loss: 'kd' gives the gate no gradient; "
                 "use combine 'loss' or 'target', or signal 'aux_only' or 'task'"
             )
+        if combine == "select" and gate.gives_weights and isinstance(selection, Dense):
+            raise ConfigError(
+                "router.combine: with 'select' and the selection 'dense' every teacher counts the same, so the weights "
+                f"of {type(gate).__name__} would be ignored; use combine 'loss' or 'target'"
+            )
         if selection.constant_weights and self.signal == "kd":
+            if selection.k != 1:
+                raise ConfigError(
+                    f"router.signal: the weights of {type(selection).__name__} are constants, so the distillation loss "
+                    "gives the gate no gradient; leave 'kd' out, or use selection 'dense' or 'top_k'"
+                )
             raise ConfigError(
                 "router.selection.k: the weight of a single chosen teacher is always 1, so the distillation loss "
                 "gives the gate no gradient; use k >= 2, selection 'dense', or signal 'task'"
@@ -79,7 +92,7 @@ class Router(nn.Module):
     @property
     def needs_teachers(self) -> bool:
         """True when all teachers must have run before rows can be routed."""
-        return self.gate.needs_teachers or self.signal == "task"
+        return self.gate.needs_teachers or self.selection.needs_teachers or self.signal == "task"
 
     def forward(self, step: Step) -> Routing:
         """Return the routing of the step's instances."""
@@ -112,12 +125,18 @@ class Router(nn.Module):
                 losses[name] = balance.weight_at(step.progress) * balance(routing)
             if self.signal == "task":
                 losses["router_task"] = self._task_loss(step, probs)
+        if step.training and self.training and logits.requires_grad:
+            self.alarm.add(routing.applied_weights.sum(dim=0))
         return routing
 
     def after_step(self) -> None:
         """Let gate and selection update what no gradient trains (loads, biases); called once after every step."""
-        for part in (self.gate, self.selection):
+        for part in (self.gate, self.selection, self.alarm):
             part.after_step()
+
+    def warn_of_collapse(self, names: Sequence[str]) -> bool:
+        """Log a warning if one of the teachers `names` takes nearly all rows for long; tell whether it does."""
+        return self.alarm.warn(names)
 
     def _task_loss(self, step: Step, probs_BT: Tensor) -> Tensor:
         """Cross-entropy of the teachers' mixture, `-log sum_t probs_t p_t(label)`, over the labelled rows."""

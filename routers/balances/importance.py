@@ -50,8 +50,8 @@ class Importance(Balance):
 class Load(Balance):
     """Squared coefficient of variation of the teachers' expected loads (Shazeer et al., arXiv 1701.06538, equation 11).
 
-    The load is the smooth one of the selection `noisy_top_k`; with k = T, where it is not defined, it is the count of
-    positive weights.
+    The load is the smooth one of the selection `noisy_top_k`; with k = T or without noise, where that is not defined,
+    it is the count of positive weights, which has no gradient.
 
     Args:
         weight: weight of the loss, or a schedule; the paper's language models use 0.1.
@@ -70,7 +70,7 @@ class Load(Balance):
         """
         if "load" not in routing.details:
             raise ModelError(
-                "the balance loss 'load' needs the selection 'noisy_top_k', in a stage that trains the router; "
-                "for other selections use 'switch' or 'importance'"
+                "the balance loss 'load' needs the selection 'noisy_top_k'; for other "
+                "selections use 'switch' or 'importance'"
             )
         return cv_squared(routing.details["load"], self.unbiased, routing.mask)

@@ -40,6 +40,8 @@ class Selection(nn.Module):
     k: int | None = None
     #: True when the weights of a row sum to 1; otherwise they may only multiply losses (combine "loss").
     sums_to_one: bool = True
+    #: True when all teachers must have run.
+    needs_teachers: bool = False
 
     @property
     def constant_weights(self) -> bool:

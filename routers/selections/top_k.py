@@ -37,6 +37,11 @@ def keep(values_BT: Tensor, chosen_Bk: Tensor) -> Tensor:
     return torch.zeros_like(values_BT).scatter(1, chosen_Bk, values_BT.gather(1, chosen_Bk))
 
 
+def softmax_of(scores_BT: Tensor, chosen_Bk: Tensor) -> Tensor:
+    """Return the softmax over the chosen teachers and 0 elsewhere, `[B, T]`."""
+    return torch.zeros_like(scores_BT).scatter(1, chosen_Bk, scores_BT.gather(1, chosen_Bk).softmax(dim=1))
+
+
 def normalised(weights_BT: Tensor) -> Tensor:
     """Divide every row by its sum."""
     return weights_BT / weights_BT.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weights_BT.dtype).tiny)

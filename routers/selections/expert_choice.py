@@ -1,0 +1,86 @@
+"""Teachers choose their rows.
+
+Shapes: B rows of this process, N rows of the global batch, T teacher variants.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+from annotated_types import Gt
+from torch import Tensor
+from torch import distributed as dist
+
+from ...distributed import rank, world_size
+from ...errors import ConfigError
+from .base import SELECTIONS, Choice, Selected, Selection
+from .top_k import Normalise, normalised
+
+if TYPE_CHECKING:
+    from ...step import Step
+
+
+@SELECTIONS.register("expert_choice")
+class ExpertChoice(Selection):
+    """Every teacher takes the rows of the batch that it has the highest probability for, the same number each.
+
+        rows of t = the n largest of probs[:, t], n = min(N, ceil(capacity * N / T));   weights = probs where taken
+
+    The load is balanced by construction. A row may get several teachers or none; a row without a teacher gets all with
+    the weight 1/T. The choice depends on the whole batch, over all processes, in evaluation too; ties go to the
+    earliest row. Zhou et al., "Mixture-of-Experts with Expert Choice Routing", NeurIPS 2022, arXiv 2202.09368.
+
+    Args:
+        capacity: teachers that a row gets on average, above 0; the paper uses 2.
+        normalise: `none` keeps the probabilities (paper), `topk` divides the weights of a row by their sum.
+    """
+
+    def __init__(self, capacity: Annotated[float, Gt(0)] = 2.0, normalise: Normalise = "none") -> None:
+        super().__init__()
+        if not capacity > 0:
+            raise ConfigError(f"router.selection.capacity: must be above 0, found {capacity}")
+        self.capacity = capacity
+        self.normalise: Normalise = normalise
+        self.sums_to_one = normalise == "topk"
+
+    def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Choice | Selected:
+        """Return (weights, chosen `[B, T]`, best first, -1 for who did not take the row)."""
+        taken = taken_rows(probs_BT.detach(), self.capacity)
+        empty = ~taken.any(dim=1, keepdim=True)
+        kept = probs_BT * taken
+        weights = normalised(kept) if self.normalise == "topk" else kept
+        weights = weights.where(~empty, 1 / probs_BT.shape[1])
+        order = probs_BT.detach().masked_fill(~(taken | empty), -1.0).sort(dim=1, descending=True, stable=True)
+        return weights, order.indices.where(order.values >= 0, -1)
+
+
+def taken_rows(probs_BT: Tensor, capacity: float) -> Tensor:
+    """Tell which rows every teacher takes, `[B, T]` of bool, seen over the batch of all processes."""
+    everyone_NT, first = gather_rows(probs_BT)
+    rows, teachers = everyone_NT.shape
+    count = min(rows, math.ceil(capacity * rows / teachers))
+    best = everyone_NT.sort(dim=0, descending=True, stable=True).indices[:count]
+    taken = torch.zeros_like(everyone_NT, dtype=torch.bool).scatter(0, best, True)
+    return taken[first : first + probs_BT.shape[0]]
+
+
+def gather_rows(values_BD: Tensor) -> tuple[Tensor, int]:
+    """Return the rows of all processes, `[N, D]`, in the order of the processes, and where this process's rows begin.
+
+    Without gradients. Reads the processes' row counts back from the device if there are several processes.
+    """
+    world = world_size()
+    if world == 1:
+        return values_BD, 0
+    mine = torch.tensor([values_BD.shape[0]], device=values_BD.device)
+    counts = [torch.zeros_like(mine) for _ in range(world)]
+    dist.all_gather(counts, mine)
+    sizes = [int(count) for count in counts]
+    padded = values_BD.new_zeros(max(sizes), values_BD.shape[1])
+    padded[: values_BD.shape[0]] = values_BD
+    parts = [torch.zeros_like(padded) for _ in range(world)]
+    dist.all_gather(parts, padded)
+    rows = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return rows, sum(sizes[: rank()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -15,6 +16,8 @@ from .distributed import sum_over_processes, world_size
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Seconds within which a second signal is the first one again: launchers pass on what the terminal sent to all.
+ECHO = 1.0
 
 
 class StopRequest:
@@ -24,7 +27,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal, self._since = 0, 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -55,9 +58,12 @@ class StopRequest:
         return int(sum_over_processes(heard).argmax())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
-        logger.warning("signal %d: the run stops after this step and saves; a second one stops it at once", number)
+        if not self.signal:
+            self.signal, self._since = number, time.monotonic()
+            logger.warning("signal %d: the run stops after this step and saves; a second one stops it at once", number)
+        elif time.monotonic() - self._since > ECHO:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

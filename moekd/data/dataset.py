@@ -47,6 +47,9 @@ class FieldSpec:
 class Split(data.Dataset[Batch]):
     """One split of a data set; a whole batch is read in one call.
 
+    Attributes:
+        random: reading a row twice gives different values (augmentation), so that nothing computed from it can be kept.
+
     Args:
         name: name of the split, for messages.
         ids: sample ids `[N]`, unique over all splits of the data set.
@@ -56,6 +59,8 @@ class Split(data.Dataset[Batch]):
         blocks: block of each row `[N]`, for splits that read rows of one block much faster together (the order of an
             epoch then shuffles blocks, and rows within windows of blocks); None when any order is as good.
     """
+
+    random: bool = False
 
     def __init__(
         self,
@@ -135,7 +140,7 @@ class WrappedSplit(Split):
 
     def __init__(self, split: Split) -> None:
         super().__init__(split.name, split.ids, split.labels, split.fields, split.table, split.blocks)
-        self.split = split
+        self.split, self.random = split, split.random
 
     def read(self, rows: Sequence[int]) -> tuple[Batch, dict[int, str]]:
         """Read from the wrapped split."""

@@ -55,7 +55,7 @@ def plan_teachers(models: Models, data: RunData, settings: StageSettings) -> Tea
         wanted,
         reads_features=features,
         transforms=len(settings.transforms),
-        random_data=getattr(train, "random", False),
+        random_data=train.random,
         needs_bytes=4 * len(train) * len(wanted) * data.num_classes,
     )
     if settings.cache == "off":

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -242,7 +243,7 @@ class _Loop:
             metrics = _headline(validate_student(context, self.averaged(), split))
         if monitor is not None and monitor.metric not in metrics:
             progress = Progress(state.epoch, state.step / max(1, self.total_steps))
-            losses = validate_objectives(context, self.module, split, progress)
+            losses = validate_objectives(context, self.measured(), split, progress)
             if monitor.metric not in losses:
                 known = ", ".join(sorted({*metrics, *losses}))
                 raise ConfigError(
@@ -295,6 +296,13 @@ class _Loop:
         student = self.ema.module if self.ema is not None else self.context.models.student
         assert isinstance(student, Model)
         return student
+
+    def measured(self) -> TrainingStep:
+        """Return the step whose losses are validated: with the student's moving average if there is one."""
+        if self.ema is None:
+            return self.module
+        models = replace(self.context.models, student=self.averaged())
+        return TrainingStep(models, self.settings.objectives, (), self.module.variants, self.module.features)
 
     def kept(self) -> dict[str, nn.Module]:
         """Return the modules whose weights a best epoch keeps."""

@@ -83,7 +83,7 @@ def test_check_tells_shapes_and_costs(moekd, write) -> None:
     assert "data: train 40, val 18, test 22" in text
     assert "teachers.both Fusion image, right 340 concat_identity [12] trained in this run" in text
     assert "mask both/fc1 FeatureAttentionMask" in text
-    assert "main/distill student, router 176 6 cached" in text
+    assert "main/distill student, router 187 6 cached" in text
     assert "alone/alone student 120 3 0" in text
     assert text.endswith("no mistake found ")
 

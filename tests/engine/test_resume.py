@@ -13,6 +13,7 @@ import pytest
 
 from moekd.checkpoint import find_latest
 from moekd.errors import CheckpointError, ConfigError, DataError
+from moekd.stages.train import _Loop
 
 from .tiny import Finished, PowerCutError, cut_after, full, same_weights, simple, train
 
@@ -58,6 +59,28 @@ def stopped(raw: dict[str, Any], runs: Path, steps: int) -> None:
 def test_resume_is_exact(undisturbed: Finished, tmp_path: Path, steps: int) -> None:
     stopped(full(), tmp_path, steps)
     assert_same_run(train(full(), tmp_path, resume="auto"), undisturbed)
+
+
+def test_each_sample_is_read_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: dict[tuple[str, str, int, int], list[int]] = {}
+    run_batch = _Loop.run_batch
+
+    def record(loop: _Loop, batch: dict[str, Any]) -> bool:
+        key = (loop.context.phase, loop.settings.name, loop.state.epoch, loop.state.batch)
+        assert read.setdefault(key, batch["id"].tolist()) == batch["id"].tolist(), "a batch that is read again"
+        return run_batch(loop, batch)
+
+    monkeypatch.setattr(_Loop, "run_batch", record)
+    stopped(full(), tmp_path, 8)
+    before = len(read)
+    train(full(), tmp_path, resume="auto")
+    assert before == 9
+    for stage in ("cotrain", "specialise", "distill"):
+        for epoch in range(2):
+            ids = [i for key, batch in read.items() if key[1:3] == (stage, epoch) for i in batch]
+            assert sorted(ids) == list(range(40)), (stage, epoch)
+    orders = [batch for key, batch in read.items() if key[3] == 0]
+    assert len({tuple(order) for order in orders}) == len(orders), "every epoch has an order of its own"
 
 
 def test_a_run_that_is_stopped_again_and_again(undisturbed: Finished, tmp_path: Path) -> None:

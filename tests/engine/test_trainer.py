@@ -278,3 +278,65 @@ def test_a_cache_that_would_be_wrong_is_refused(tmp_path: Path, stage: dict[str,
     else:
         with pytest.raises(ConfigError, match=message):
             train(raw, tmp_path)
+
+
+def test_augmented_data_is_not_cached(tmp_path: Path) -> None:
+    teachers = {"right": MLP | {"inputs": ["right"], "in_features": 10}}
+    data = {"kind": "tiny", "augmented": True, "labels": 20}
+    raw = simple({"objectives": ["kd"], "cache": "memory"}, teachers=teachers, data=data)
+    with pytest.raises(ConfigError, match="asks for cached teachers, but inputs change from epoch to epoch"):
+        train(raw, tmp_path)
+
+
+def test_a_monitored_objective_is_measured_on_the_moving_average(tmp_path: Path) -> None:
+    monitor = {"metric": "cross_entropy", "mode": "min"}
+    run = train(simple({"ema": 0.9, "optimizer": {"kind": "sgd", "lr": 0.5}, "monitor": monitor}), tmp_path)
+    for record in run.records("validation"):
+        assert record["metrics"]["cross_entropy"] == pytest.approx(record["metrics"]["loss"], rel=1e-5)
+
+
+def test_workers_change_no_number(tmp_path: Path) -> None:
+    def workers(count: int) -> dict[str, Any]:
+        return simple({"epochs": 1}, data={"kind": "tiny", "batch_size": 16, "num_workers": count})
+
+    none, two = train(workers(0), tmp_path, "none"), train(workers(2), tmp_path, "two")
+    assert same_weights(none.weights(), two.weights()) == []
+    assert none.records() == two.records()
+
+
+SMALL = {
+    "a last batch of one row": full(data={"kind": "tiny", "batch_size": 16, "rows": 33}),
+    "fewer rows than a batch": full(data={"kind": "tiny", "batch_size": 128, "rows": 5}),
+    "no label in most batches": full(data={"kind": "tiny", "batch_size": 8, "labels": 4}),
+    "every teacher chosen": full(router={"gate": "instance", "selection": {"kind": "top_k", "k": 3}}),
+    "one teacher": full(teachers={"right": {**full()["teachers"]["right"]}}),
+}
+
+
+@pytest.mark.parametrize("raw", SMALL.values(), ids=SMALL)
+def test_degenerate_runs_stay_finite(tmp_path: Path, raw: dict[str, Any]) -> None:
+    raw["stages"] = [stage | {"epochs": 1} for stage in raw["stages"]]
+    run = train(raw, tmp_path)
+    assert all(bool(torch.isfinite(value).all()) for value in run.weights().values())
+    assert len(run.records("stage_end")) == 4
+
+
+def test_memory_and_open_files_stay_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    import psutil
+
+    seen: list[tuple[int, int]] = []
+    end_epoch = _Loop.end_epoch
+
+    def record(loop: _Loop) -> None:
+        end_epoch(loop)
+        seen.append((psutil.Process().memory_info().rss, len(os.listdir("/proc/self/fd"))))
+
+    monkeypatch.setattr(_Loop, "end_epoch", record)
+    raw = simple({"epochs": 30}, data={"kind": "tiny", "batch_size": 8, "rows": 200})
+    raw["trainer"] |= {"checkpoint_every": None, "keep": 1}
+    run = train(raw, tmp_path)
+    assert run.records("stage_end")[0]["steps"] == 750
+    assert seen[-1][0] - seen[10][0] < 8 * 2**20
+    assert seen[-1][1] == seen[10][1]

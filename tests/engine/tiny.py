@@ -47,6 +47,7 @@ class Tiny(Dataset):
         nan_ids: training samples whose `left` holds NaN.
         magic_ids: training samples on which the network `tiny_brittle` divides by zero.
         empty: name of a split without rows.
+        augmented: say that training rows are read differently each time.
     """
 
     kind = "tiny"
@@ -58,8 +59,10 @@ class Tiny(Dataset):
         nan_ids: list[int] = [],  # noqa: B006
         magic_ids: list[int] = [],  # noqa: B006
         empty: str | None = None,
+        augmented: bool = False,
     ) -> None:
         self.options = {"rows": rows, "seed": seed, "nan_ids": nan_ids, "magic_ids": magic_ids, "empty": empty}
+        self.augmented = augmented
         self.sizes = {"train": rows, "val": 18, "test": 22} | ({empty: 0} if empty else {})
         self.nan_ids, self.magic_ids, self.seed = list(nan_ids), list(magic_ids), seed
         self.class_names = [f"cloud {i}" for i in range(CLASSES)]
@@ -80,6 +83,7 @@ class Tiny(Dataset):
             arrays["left"][np.isin(ids, self.magic_ids), 0] = MAGIC
             fields = {field: ArrayField(value, self.fields[field], to_float) for field, value in arrays.items()}
             splits[name] = ArraySplit(name, ids, labels, fields, names="point {}".format)
+            splits[name].random = self.augmented and name == "train"
             start += size
         return splits
 

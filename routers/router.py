@@ -19,7 +19,7 @@ from .balances import Balance
 from .gates import Gate
 from .gates.base import Scores
 from .routing import Combine, Mix, Routing, Signal
-from .selections import Dense, Selection
+from .selections import Dense, Drop, Selection
 from .selections.base import Selected
 
 if TYPE_CHECKING:
@@ -72,6 +72,11 @@ class Router(nn.Module):
             raise ConfigError(
                 "router.combine: with 'select' and the selection 'dense' every teacher counts the same, so the weights "
                 f"of {type(gate).__name__} would be ignored; use combine 'loss' or 'target'"
+            )
+        if combine == "select" and isinstance(selection, Drop) and not selection.sums_to_one:
+            raise ConfigError(
+                "router.combine: with 'select' every row counts the same, so normalise 'all' of the selection 'drop' "
+                "would be ignored; use combine 'loss' or normalise 'row'"
             )
         if selection.constant_weights and self.signal == "kd":
             if selection.k != 1:

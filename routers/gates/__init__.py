@@ -1,6 +1,8 @@
 """Gates: what scores the teachers for an instance."""
 
+from .agreement import AgreementGate
 from .base import GATES, Gate
+from .class_oracle import ClassOracleGate
 from .cosine import CosineGate, PrototypeGate
 from .entropy import EntropyGate, entropy_weights
 from .fixed import UniformGate
@@ -14,6 +16,8 @@ from .oracle import OracleGate
 
 __all__ = [
     "GATES",
+    "AgreementGate",
+    "ClassOracleGate",
     "CosineGate",
     "DenseInstanceGate",
     "EntropyGate",

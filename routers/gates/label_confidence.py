@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @GATES.register("label_confidence")
 class LabelConfidenceGate(Gate):
     """Teachers that predict the label of a row count more for it (Zhang, Chen and Wang, "Confidence-Aware Multi-Teacher
-    Knowledge Distillation", ICASSP 2022, arXiv 2201.00007, equation 3).
+    Knowledge Distillation", ICASSP 2022, arXiv 2201.00007).
 
         w_bt = (1 - exp(CE_bt) / sum_u exp(CE_bu)) / (T - 1),   CE_bt = -log softmax(z_bt)[y_b]
 

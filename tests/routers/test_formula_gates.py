@@ -12,6 +12,7 @@ from moekd.model import Model
 from moekd.objectives import KD, RoutedKD, kd_kl
 from moekd.routers import GATES, Dense, Router, TopK, UniformGate
 from moekd.routers.gates import (
+    AgreementGate,
     EntropyGate,
     Gate,
     GradientQPGate,
@@ -23,6 +24,7 @@ from moekd.routers.gates import (
     label_confidence,
 )
 from moekd.routers.measures import distance_to_student, teacher_entropy
+from moekd.teachers import TeacherPool
 
 from ..builders import (
     CLASSES,
@@ -32,11 +34,13 @@ from ..builders import (
     make_pool,
     make_step,
     make_student,
+    make_teacher,
     randomise,
     strangers,
 )
 
 READERS = {
+    "agreement": AgreementGate,
     "label_confidence": LabelConfidenceGate,
     "entropy": EntropyGate,
     "gradient_qp": GradientQPGate,
@@ -107,6 +111,22 @@ def test_mismatch_of_dense_logits() -> None:
     student, teachers = torch.randn(2, 4, 3, 5), torch.randn(2, 3, 4, 3, 5)
     expected = [kd_kl(student, teachers[:, t], 4.0) for t in range(3)]
     torch.testing.assert_close(distance_to_student(student, teachers, 4.0), torch.stack(expected, 1))
+
+
+def test_agreement_mutes_the_outlier() -> None:
+    step = route(AgreementGate(0.2))
+    probs = [step.teachers[name].logits.softmax(1) for name in step.teachers]
+    mean = torch.stack(probs).mean(0)
+    far = []
+    for p in probs:
+        middle = (p + mean) / 2
+        far.append(((p * (p / middle).log()).sum(1) + (mean * (mean / middle).log()).sum(1)) / 2)
+    torch.testing.assert_close(step.routing.weights, (-torch.stack(far, 1) / 0.2).softmax(1), rtol=1e-3, atol=1e-5)
+    two_and_one = TeacherPool({f"t{i}": make_teacher("vectors", f"t{i}", seed) for i, seed in enumerate((5, 6, 5))})
+    weights = route(AgreementGate(), two_and_one).routing.weights
+    torch.testing.assert_close(weights[:, 0], weights[:, 2])
+    assert weights[:, 1].mean() < weights[:, 0].mean() - 0.02
+    torch.testing.assert_close(route(AgreementGate(1e5)).routing.weights, torch.full((6, 3), 1 / 3))
 
 
 @settings(max_examples=40, deadline=None)
@@ -188,7 +208,7 @@ def test_dense_labels_are_refused(name: str) -> None:
         _ = route(READERS[name](), batch=batch).routing
 
 
-@pytest.mark.parametrize("name", ["entropy", "gradient_qp"])
+@pytest.mark.parametrize("name", ["agreement", "entropy", "gradient_qp"])
 def test_gates_without_labels_take_dense_logits(name: str) -> None:
     student = Model(randomise(DenseMaps(), 1), ["image"])
     weights = route(READERS[name](), make_pool("dense", masked=False), student=student).routing.weights
@@ -229,18 +249,23 @@ def test_wrong_groups_are_refused(groups: list, message: str) -> None:
 
 
 def test_weights_that_would_be_ignored_are_refused() -> None:
-    for gate in (LabelConfidenceGate(), EntropyGate(), OracleGate(), GradientQPGate()):
+    for gate in (LabelConfidenceGate(), EntropyGate(), OracleGate(), GradientQPGate(), AgreementGate()):
         with pytest.raises(ConfigError, match=r"router\.combine: .* would be ignored; use combine 'loss' or 'target'"):
             Router(gate, Dense())
     assert Router(UniformGate(3), Dense()).combine == "select"
 
 
-@pytest.mark.parametrize("make", [lambda: OracleGate(-1.0), lambda: MismatchGate(0.0), lambda: GradientQPGate(0.0)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: OracleGate(-1.0), lambda: MismatchGate(0.0), lambda: GradientQPGate(0.0), lambda: AgreementGate(0.0)],
+)
 def test_impossible_options_are_refused(make) -> None:
     with pytest.raises(ConfigError, match=r"router\.gate"):
         make()
 
 
 def test_registered() -> None:
-    assert {"label_confidence", "entropy", "gradient_qp", "oracle", "mismatch", "label_group"} <= set(GATES.names())
+    assert {"agreement", "label_confidence", "entropy", "gradient_qp", "oracle", "mismatch", "label_group"} <= set(
+        GATES.names()
+    )
     assert set(GATES.parameters("label_group")) == {"groups"}

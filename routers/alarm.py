@@ -28,26 +28,27 @@ class CollapseAlarm(nn.Module):
 
     streak: Tensor
     teacher: Tensor
+    rows: Tensor | None
 
     def __init__(self, share: float = 0.95, steps: int = 100) -> None:
         super().__init__()
         self.share, self.steps = share, steps
         self.register_buffer("streak", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("teacher", torch.zeros((), dtype=torch.int64), persistent=False)
-        self._rows: Tensor | None = None
+        self.register_buffer("rows", None, persistent=False)
         self._warned = False
 
     def add(self, rows_T: Tensor) -> None:
         """Add how many rows each teacher took in a batch, `[T]`."""
         rows_T = rows_T.detach()
-        self._rows = rows_T.clone() if self._rows is None else self._rows + rows_T
+        self.rows = rows_T.clone() if self.rows is None else self.rows + rows_T
 
     @torch.no_grad()
     def after_step(self) -> None:
         """End a step; every process has to call this."""
-        if self._rows is None:
+        if self.rows is None:
             return
-        rows_T, self._rows = sum_over_processes(self._rows), None
+        rows_T, self.rows = sum_over_processes(self.rows), None
         if rows_T.shape[0] == 1:
             return
         most, teacher = rows_T.max(dim=0)

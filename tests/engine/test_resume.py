@@ -111,6 +111,38 @@ def test_resume_from_a_named_checkpoint(undisturbed: Finished, tmp_path: Path) -
     assert skipped == []
 
 
+LATER = full(
+    baselines={
+        "later": {
+            "after": "cotrain",
+            "stacking": "cumulative",
+            "router": {"gate": "instance", "selection": "dense", "combine": "loss"},
+            "stages": [full()["stages"][2] | {"name": "first", "epochs": 1}, full()["stages"][2] | {"epochs": 1}],
+        }
+    }
+)
+
+
+def test_resume_is_exact_in_a_baseline_that_starts_in_between(tmp_path: Path) -> None:
+    """The student of the baseline starts as the main one was after `cotrain`; steps 18-21 and 21-24 are its stages."""
+    starts: list[dict[str, Any]] = []
+    run_loop = _Loop.run
+
+    def record(loop: _Loop) -> None:
+        if loop.settings.name in ("specialise", "first"):
+            starts.append({key: value.clone() for key, value in loop.context.models.student.state_dict().items()})
+        run_loop(loop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Loop, "run", record)
+        whole = train(LATER, tmp_path / "whole")
+    assert len(starts) == 2
+    assert same_weights(starts[0], starts[1]) == []
+    for steps in (20, 21):
+        stopped(LATER, tmp_path / str(steps), steps)
+        assert_same_run(train(LATER, tmp_path / str(steps), resume="auto"), whole)
+
+
 ENDINGS = {
     "early stopping": {"epochs": 6, "patience": 1, "monitor": {"metric": "accuracy", "mode": "max"}},
     "accumulation": {"accumulate": 2, "epochs": 3},

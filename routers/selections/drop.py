@@ -31,8 +31,8 @@ class Drop(Selection):
     Models via Multi-teacher Distillation", ECCV 2024, arXiv 2408.05088). Kept teachers count the same:
 
         c_bt = 1 if t = argmax_t score_bt or u_bt >= p else 0
-        row:  w_bt = c_bt / sum_t c_bt             every row has the same weight (the paper's text)
-        all:  w_bt = c_bt B / sum_bt c_bt          every kept pair of row and teacher has the same weight (the code)
+        row:  w_bt = c_bt / sum_t c_bt             every row has the same weight
+        all:  w_bt = c_bt B / sum_bt c_bt          every kept pair has the same weight (released code)
 
     Coefficients carry no gradient. Validation drops nobody. Random numbers: see `SampleDraws`.
 

@@ -1,22 +1,52 @@
 """Routers: gate x selection x balance x combine."""
 
 from .balances import BALANCES, Balance, coefficient_of_variation, kl_to_uniform
-from .gates import GATES, DenseInstanceGate, Gate, InstanceGate, UniformGate
+from .gates import (
+    GATES,
+    CosineGate,
+    DenseInstanceGate,
+    Gate,
+    InstanceGate,
+    LinearGate,
+    MLPGate,
+    PrototypeGate,
+    UniformGate,
+)
 from .router import Router
 from .routing import Routing
-from .selections import SELECTIONS, Dense, Drop, Hash, Random, Selection, Single, TopK, balanced_table
+from .selections import (
+    SELECTIONS,
+    BiasBalanced,
+    Dense,
+    Drop,
+    ExpertChoice,
+    Hash,
+    NoisyTopK,
+    Random,
+    Selection,
+    Single,
+    TopK,
+    balanced_table,
+)
 
 __all__ = [
     "BALANCES",
     "GATES",
     "SELECTIONS",
     "Balance",
+    "BiasBalanced",
+    "CosineGate",
     "Dense",
     "DenseInstanceGate",
     "Drop",
+    "ExpertChoice",
     "Gate",
     "Hash",
     "InstanceGate",
+    "LinearGate",
+    "MLPGate",
+    "NoisyTopK",
+    "PrototypeGate",
     "Random",
     "Router",
     "Routing",

@@ -13,6 +13,7 @@ from torch import Tensor
 from moekd.errors import ConfigError, ModelError
 from moekd.routers import BALANCES, Routing, coefficient_of_variation, kl_to_uniform
 from moekd.routers.balances import (
+    CoefficientOfVariation,
     Entropy,
     Importance,
     Load,
@@ -93,6 +94,14 @@ def test_known_values_of_the_squared_coefficient_of_variation() -> None:
     pair = torch.tensor([[0.7, 0.3], [0.5, 0.5]])
     torch.testing.assert_close(cv_squared(pair), torch.tensor(0.08))
     torch.testing.assert_close(cv_squared(pair), coefficient_of_variation(pair).square())
+
+
+def test_cv_squared_or_biased() -> None:
+    skewed = torch.tensor([[0.7, 0.1, 0.1, 0.1]])
+    values = {(False, True): 1.2, (False, False): math.sqrt(1.08), (True, True): 1.44, (True, False): 1.08}
+    for (squared, unbiased), value in values.items():
+        balance = CoefficientOfVariation(squared=squared, unbiased=unbiased)
+        torch.testing.assert_close(balance(of(skewed)), torch.tensor(value))
 
 
 @settings(max_examples=30, deadline=None)
@@ -254,3 +263,19 @@ def test_losses_say_what_they_need() -> None:
         RoutingContrastive()(of(ROWS, best(ROWS, 1)))
     with pytest.raises(ConfigError, match="temperature must be above 0"):
         RoutingContrastive(temperature=0)
+
+
+@pytest.mark.parametrize(("rows", "teachers", "k"), [(6, 4, 1), (7, 5, 2), (5, 3, 3)])
+def test_equal_the_functions_of_transformers(rows: int, teachers: int, k: int) -> None:
+    mixtral = pytest.importorskip("transformers.models.mixtral.modeling_mixtral")
+    switch = pytest.importorskip("transformers.models.switch_transformers.modeling_switch_transformers")
+    logits = draw(rows, teachers, k).float()
+    probs, mask = logits.softmax(1), torch.arange(rows) % 3 != 1
+    chosen = best(probs, k)
+    expected = mixtral.load_balancing_loss_func((logits,), teachers, k)
+    torch.testing.assert_close(switch_balance(probs, chosen), expected)
+    expected = mixtral.load_balancing_loss_func((logits,), teachers, k, mask[None].long())
+    torch.testing.assert_close(switch_balance(probs, chosen, mask_B=mask), expected)
+    expected = switch.load_balancing_loss_func(probs[None], chosen[None, :, :1])
+    torch.testing.assert_close(switch_balance(probs, chosen, "first"), expected)
+    torch.testing.assert_close(z_loss(logits), switch.router_z_loss_func(logits[None]))

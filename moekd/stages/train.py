@@ -204,6 +204,8 @@ class _Loop:
         self.guard.flush(self.where())
         losses = self.state.take_means()
         self.training_loss = losses["total"]
+        if "router" in self.modules and self.context.models.router is not None:
+            self.context.models.router.warn_of_collapse(self.context.models.pool.experts)
         weights = {
             type(w.objective).__name__ if w.name is None else w.name: w.weight_at(progress)
             for w in self.settings.objectives

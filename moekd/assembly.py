@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .checkpoint import read_tensors
 from .config import ModelConfig, RouterConfig, Spec, build
 from .data import Dataset
-from .errors import ConfigError, MoekdError
+from .errors import ConfigError, MoekdError, did_you_mean
 from .model import Batch, Model, tapped
 from .networks import NETWORKS
 from .randomness import seeded
@@ -62,9 +62,15 @@ def build_router(config: RouterConfig, pool: TeacherPool, num_classes: int, wher
     Raises:
         ConfigError: more teachers chosen than there are, or parts that exclude each other.
     """
-    experts = len(pool.experts)
-    if not experts:
+    if not pool.names:
         raise ConfigError(f"{where}: there are no teachers to route to; add a 'teachers' section")
+    known = [*pool.names, *pool.specialised]
+    if unknown := [name for name in config.experts or () if name not in known]:
+        hint = did_you_mean(unknown[0], known) or f"; known: {', '.join(known)}"
+        raise ConfigError(f"{where}.experts: no teacher or variant '{unknown[0]}'{hint}")
+    if config.experts is not None and len(set(config.experts)) < len(config.experts):
+        raise ConfigError(f"{where}.experts: a name is there twice in {config.experts}")
+    experts = len(config.experts or pool.experts)
     context = {"num_classes": num_classes, "num_teachers": experts}
     selection = build(config.selection, SELECTIONS, where=f"{where}.selection", **context)
     if selection.k is not None and selection.k > experts:
@@ -76,6 +82,7 @@ def build_router(config: RouterConfig, pool: TeacherPool, num_classes: int, wher
         config.combine,
         config.signal,
         config.mix,
+        config.experts,
     )
 
 

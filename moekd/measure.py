@@ -68,12 +68,12 @@ def measure_routing(program: Program, accelerator: Accelerator, phase: Phase, sp
     for module in (models.student, models.pool, models.router):
         if module is not None:
             module.to(accelerator.device).eval()
-    statistics = RoutingStatistics(models.pool.experts, program.data.num_classes, accelerator.device)
+    statistics = RoutingStatistics(models.experts, program.data.num_classes, accelerator.device)
     for batch in _loader(program, accelerator, split):
         step = Step(to_device(batch, accelerator.device), models, training=False)
         labels = step.batch.get("label")
         flat = labels is not None and labels.dim() == 1
-        logits = step.teachers.logits if flat else None
+        logits = step.expert_signals.logits if flat else None
         statistics.update(step.routing.probs, step.routing.chosen, labels if flat else None, logits)
     return statistics.reduce().compute() | {"split": split}
 

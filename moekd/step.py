@@ -26,6 +26,12 @@ class Models:
     pool: TeacherPool
     router: Router | None = None
 
+    @property
+    def experts(self) -> list[str]:
+        """Names that the router chooses among: its own list, else all experts of the pool."""
+        chosen = self.router.experts if self.router is not None else None
+        return list(self.pool.experts if chosen is None else chosen)
+
 
 class Step:
     """What objectives, gates and transforms see of a training step; signals are computed on first use.
@@ -65,15 +71,20 @@ class Step:
         """What the student says."""
         return self.models.student(self.batch)
 
+    @property
+    def experts(self) -> list[str]:
+        """Names on the axis T of the routing: what the router chooses among."""
+        return self.models.experts
+
     @cached_property
     def teachers(self) -> PoolSignals:
-        """What the experts on the axis T say: the masked variants, or the plain teachers where there are none."""
-        experts = self.pool.experts
-        if self._variants == experts:
-            return self._planned
-        if set(experts) <= set(self._variants):
-            return PoolSignals({name: self._planned[name] for name in experts})
-        return self.pool(self.batch, experts, features=self.features)
+        """What all experts of the pool say: the masked variants, or the plain teachers where there are none."""
+        return self._named(self.pool.experts)
+
+    @cached_property
+    def expert_signals(self) -> PoolSignals:
+        """What the teachers say that the router chooses among, in the order of `experts`."""
+        return self.teachers if self.experts == self.pool.experts else self._named(self.experts)
 
     @cached_property
     def routing(self) -> Routing:
@@ -103,7 +114,7 @@ class Step:
     def routes_rows_first(self) -> bool:
         """True when teachers may run on their own rows only: a hard choice, made without teachers that ran."""
         router = self.models.router
-        ran = self.__dict__.keys() & {"_planned", "teachers"}
+        ran = self.__dict__.keys() & {"_planned", "teachers", "expert_signals"}
         if router is None or self.cache is not None or ran or self._variants:
             return False
         return not router.needs_teachers and self.routing.chosen is not None
@@ -117,6 +128,13 @@ class Step:
         if self.cache is not None:
             return self.cache(self.batch)
         return self.pool(self.batch, self._variants, features=self.features)
+
+    def _named(self, names: list[str]) -> PoolSignals:
+        if self._variants == names:
+            return self._planned
+        if set(names) <= set(self._variants):
+            return PoolSignals({name: self._planned[name] for name in names})
+        return self.pool(self.batch, names, features=self.features)
 
     def _extra(self, name: str) -> Signals:
         extras = self.__dict__.setdefault("_extras", {})

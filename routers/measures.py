@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def teacher_logits(step: Step) -> Tensor:
     """Return what all experts say, `[B, T, C]` or dense `[B, T, C, H, W]`, in full precision."""
-    return full_precision(step.teachers.detach().logits)
+    return full_precision(step.expert_signals.detach().logits)
 
 
 def student_logits(step: Step, who: str) -> Tensor:

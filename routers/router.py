@@ -41,6 +41,8 @@ class Router(nn.Module):
             Default: `aux_only` with `select` or a single
             chosen teacher (whose weight is always 1), else `kd`.
         mix: what `target` mixes: `probs` or `logits`.
+        experts: names of the teachers and variants that it chooses among, in the order of the axis T; None: all experts
+            of the pool.
 
     Raises:
         ConfigError: `select`, or constant weights such as that of a single chosen teacher, with the signal `kd`: the
@@ -55,8 +57,10 @@ class Router(nn.Module):
         combine: Combine = "select",
         signal: Signal | None = None,
         mix: Mix = "probs",
+        experts: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        self.experts = None if experts is None else list(experts)
         self.gate, self.selection = gate, selection
         self.balance = nn.ModuleList(balance)
         self.alarm = CollapseAlarm()
@@ -104,7 +108,7 @@ class Router(nn.Module):
         scored = self.gate(step)
         scored = scored if isinstance(scored, Scores) else Scores(scored, {})
         logits = full_precision(scored.logits)
-        experts = len(step.pool.experts)
+        experts = len(step.experts)
         if logits.dim() != 2 or logits.shape[1] != experts:
             raise ModelError(
                 f"gate {type(self.gate).__name__} gave scores of shape {tuple(logits.shape)}; "
@@ -145,7 +149,7 @@ class Router(nn.Module):
 
     def _task_loss(self, step: Step, probs_BT: Tensor) -> Tensor:
         """Cross-entropy of the teachers' mixture, `-log sum_t probs_t p_t(label)`, over the labelled rows."""
-        log_probs = full_precision(step.teachers.detach().logits).log_softmax(dim=2)
+        log_probs = full_precision(step.expert_signals.detach().logits).log_softmax(dim=2)
         if log_probs.dim() != 3:
             raise ModelError(
                 f"router.signal 'task' needs one label an instance; the teachers' logits are {tuple(log_probs.shape)}, "

@@ -120,6 +120,8 @@ class RouterConfig(Section):
             `target` (one loss against the mixed distribution).
         signal: where the gate's gradient comes from; by default what follows from `combine`.
         mix: what `target` mixes.
+        experts: teachers ("audio") and masked variants ("audio/fc1") to choose among; by default all variants, or all
+            teachers where there are no masks.
     """
 
     gate: Annotated[Spec, Component("gates")]
@@ -128,6 +130,7 @@ class RouterConfig(Section):
     combine: Literal["select", "loss", "target"] = "select"
     signal: Literal["aux_only", "kd", "task", "none"] | None = None
     mix: Literal["probs", "logits"] = "probs"
+    experts: Annotated[list[str], MinLen(1)] | None = None
 
 
 class ObjectiveConfig(Section):

@@ -1,4 +1,8 @@
-"""Intervals and paired comparisons over seeds, and the correction for many comparisons."""
+"""Intervals and paired comparisons over seeds, and the correction for many comparisons.
+
+The distributions and tests are those of scipy.stats and statsmodels, which are imported on first use: they take a second
+to load, and most commands need none.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
 
 from ..errors import DataError
 
@@ -44,29 +47,40 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     if n < 2:
         return Interval(mean, None, None, None)
     sd = float(sample.std(ddof=1))
-    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * sd / n**0.5
+    half = student_t(n - 1, confidence) * sd / n**0.5
     return Interval(mean, mean - half, mean + half, sd)
+
+
+def student_t(degrees: int, confidence: float = 0.95) -> float:
+    """Return the half width, in standard errors, of a two-sided Student-t interval."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + confidence) / 2, degrees))
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Paired:
     """Compare two methods measured on the same seeds, by a paired t-test on the differences a - b.
 
-    A p-value from fewer than three pairs is refused (None). When all differences are equal, the t statistic has no
-    finite value: p is then 1 for no difference and 0 for a constant one.
+    A p-value from fewer than three pairs is refused (None). When all differences are equal (but for rounding), the t
+    statistic has no finite value: p is then 1 for no difference and 0 for a constant one.
 
     Raises:
         DataError: lengths differ, no pair, or a value that is not finite.
     """
+    from scipy.stats import ttest_rel
+
     left, right = _finite(a, "a"), _finite(b, "b")
     if len(left) != len(right):
         raise DataError(f"a paired comparison needs one value a seed on both sides, got {len(left)} and {len(right)}")
     differences = left - right
-    mean, low, high, sd = mean_interval(differences.tolist(), confidence)
+    mean, low, high, _ = mean_interval(differences.tolist(), confidence)
     n = len(differences)
     if n < 3:
         return Paired(mean, low, high, None, n)
-    p = 2 * float(stdtr(n - 1, -abs(mean) / sd * n**0.5)) if sd else float(mean == 0)
-    return Paired(mean, low, high, p, n)
+    rounding = 8 * float(np.finfo(np.float64).eps) * float(np.abs([left, right]).max())
+    if np.ptp(differences) <= rounding:
+        return Paired(mean, low, high, float(abs(mean) <= rounding), n)
+    return Paired(mean, low, high, float(ttest_rel(left, right).pvalue), n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -83,11 +97,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     p = _finite(p_values, "p_values")
     if (p < 0).any() or (p > 1).any():
         raise DataError(f"p-values lie in [0, 1], got {p.min():g} to {p.max():g}")
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
-    adjusted = np.empty_like(stepped)
-    adjusted[order] = stepped
-    return [float(value) for value in adjusted]
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(value) for value in multipletests(p, method="holm")[1]]
 
 
 def _finite(values: Sequence[float], name: str) -> NDArray[np.float64]:

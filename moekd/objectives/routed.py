@@ -50,7 +50,7 @@ class RoutedObjective(Objective):
         routing = step.routing
         if routing.combine == "target":
             teacher = mixed_teacher(
-                step.teachers.detach().logits, routing.applied_weights, routing.mix, self.objective.temperature
+                step.expert_signals.detach().logits, routing.applied_weights, routing.mix, self.objective.temperature
             )
             loss = self.objective.pair(step.student, teacher, step.batch)
         elif step.routes_rows_first:
@@ -66,7 +66,7 @@ class RoutedObjective(Objective):
 
     def _terms(self, step: Step, routing: Routing) -> Iterator[tuple[Tensor, Signals]]:
         """Yield the weight `[B]` and the teacher signals of each term of the sum."""
-        teachers, weights_BT = step.teachers.detach(), routing.applied_weights
+        teachers, weights_BT = step.expert_signals.detach(), routing.applied_weights
         if self.objective.logits_only and routing.chosen is not None and routing.chosen.shape[1] < len(teachers):
             for rank in range(routing.chosen.shape[1]):
                 chosen_B = routing.chosen[:, rank]
@@ -78,10 +78,10 @@ class RoutedObjective(Objective):
 
     def _by_rows(self, step: Step, routing: Routing) -> Tensor:
         """Run every teacher on the rows that were routed to it, and on no others."""
-        rows = routing.rows(step.pool.experts)
+        rows = routing.rows(step.experts)
         teachers = step.run_rows(rows)
         weights_BT, parts = routing.applied_weights, []
-        for index, name in enumerate(step.pool.experts):
+        for index, name in enumerate(step.experts):
             if name not in teachers:
                 continue
             r = rows[name]

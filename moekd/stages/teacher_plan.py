@@ -41,10 +41,10 @@ def plan_teachers(models: Models, data: RunData, settings: StageSettings) -> Tea
     """
     objectives = [weighted.objective for weighted in settings.objectives]
     pool = models.pool
-    readers = {name for objective in objectives for name in objective.variants(pool)}
     router = models.router if any(objective.routable for objective in objectives) else None
-    if router is not None and router.needs_teachers:
-        readers |= set(pool.experts)
+    readers = {name for o in objectives if router is None or not o.routable for name in o.variants(pool)}
+    if router is not None:
+        readers |= set(models.experts)
     wanted = [name for name in [*pool.names, *pool.specialised] if name in readers]
     features = any(objective.reads_features for objective in objectives)
     if not wanted and settings.cache != "memory":

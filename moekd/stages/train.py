@@ -205,7 +205,7 @@ class _Loop:
         losses = self.state.take_means()
         self.training_loss = losses["total"]
         if "router" in self.modules and self.context.models.router is not None:
-            self.context.models.router.warn_of_collapse(self.context.models.pool.experts)
+            self.context.models.router.warn_of_collapse(self.context.models.experts)
         weights = {
             type(w.objective).__name__ if w.name is None else w.name: w.weight_at(progress)
             for w in self.settings.objectives
@@ -269,7 +269,7 @@ class _Loop:
         shares, entropy, rows = (
             sum_over_processes(self.state.shares[name].clone()) for name in ("shares", "entropy", "rows")
         )
-        names, values = self.context.models.pool.experts, (shares / rows).tolist()
+        names, values = self.context.models.experts, (shares / rows).tolist()
         routed = {"shares": dict(zip(names, values, strict=True)), "entropy": float(entropy / rows)}
         self.context.log(self.entry("routing") | routed)
 

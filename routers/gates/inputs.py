@@ -93,7 +93,7 @@ class GateInput(nn.Module):
                 raise DataError(f"a gate reads field '{self.source}', which the data set does not have{hint}")
             field: Tensor = step.batch[self.source]
             return field.flatten(1)
-        statistics = teacher_statistics(step.teachers.detach().logits).flatten(1)
+        statistics = teacher_statistics(step.expert_signals.detach().logits).flatten(1)
         if self.on == "teacher_stats":
             return statistics
         return torch.cat([full_precision(step.student.require_logits("a gate")), statistics], dim=1)

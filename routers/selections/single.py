@@ -41,7 +41,7 @@ class Single(Selection):
         """Return (weights, chosen)."""
         experts = logits_BT.shape[1]
         if not 0 <= self.index < experts:
-            names = "" if step is None else f": {', '.join(step.pool.experts)}"
+            names = "" if step is None else f": {', '.join(step.experts)}"
             raise ConfigError(
                 f"router.selection.index: no teacher variant {self.index}; the pool has {experts}, from 0{names}"
             )

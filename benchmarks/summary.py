@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import write_text
-from ..evaluation import holm, mean_interval, paired_difference
+from ..evaluation.comparison import compare
 
 COLUMNS = ("config", "variant", "split", "arm", "title", "kind", "seed", "accuracy", "loss")
 
@@ -34,21 +34,19 @@ def summarise(
         for row in here:
             by_arm.setdefault(row["arm"], {})[row["seed"]] = row[metric]
         titles, kinds = ({row["arm"]: row[key] for row in here} for key in ("title", "kind"))
-        block = []
-        for arm, values in by_arm.items():
-            interval = mean_interval(list(values.values()))
+        tested = {arm: values for arm, values in by_arm.items() if kinds[arm] == "arm" or arm == reference}
+        compared = compare(tested, reference) | compare({a: v for a, v in by_arm.items() if a not in tested}, None)
+        for arm in by_arm:
+            interval, difference = compared[arm].interval, compared[arm].difference
+            if interval is None:
+                continue
             entry = dict(zip(("config", "variant", "split"), place, strict=True))
-            entry |= {"arm": arm, "title": titles[arm], "kind": kinds[arm], "n": len(values)}
-            entry |= {"mean": interval.mean, "low": interval.low, "high": interval.high, "sd": interval.sd}
-            shared = sorted(set(values) & set(by_arm.get(reference, {})))
-            if arm != reference and kinds[arm] == "arm" and len(shared) >= 2:
-                paired = paired_difference([values[s] for s in shared], [by_arm[reference][s] for s in shared])
-                entry |= {"difference": paired.mean, "d_low": paired.low, "d_high": paired.high, "p": paired.p}
-            block.append(entry)
-        tested = [entry for entry in block if entry.get("p") is not None]
-        for entry, p in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
-            entry["p_holm"] = p
-        summary += block
+            entry |= {"arm": arm, "title": titles[arm], "kind": kinds[arm], "n": len(compared[arm].values)}
+            entry |= interval._asdict()
+            if difference is not None and difference.n >= 2:
+                keys = ("difference", "d_low", "d_high", "p", "p_holm")
+                entry |= dict(zip(keys, difference[:5], strict=True))
+            summary.append(entry)
     return summary
 
 

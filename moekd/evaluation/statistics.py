@@ -1,7 +1,7 @@
 """Intervals and paired comparisons over seeds, and the correction for many comparisons.
 
-The distributions and tests are those of scipy.stats and statsmodels, which are imported on first use: they take a second
-to load, and most commands need none.
+The distributions and tests are those of scipy.stats and statsmodels, which are imported on first use: they take a
+second to load, and most commands need none.
 """
 
 from __future__ import annotations

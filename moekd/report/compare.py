@@ -14,12 +14,13 @@ from matplotlib.ticker import FuncFormatter
 
 from ..atomic import write_text
 from ..errors import DataError
-from ..evaluation.statistics import Paired, holm, mean_interval, paired_difference
+from ..evaluation.comparison import Difference, paired
+from ..evaluation.statistics import mean_interval
 from .figures import PALETTE, Drawing, finish, new_figure, shorten, slug, styled
-from .page import Cell, PageTable, render
+from .html import Cell, PageTable, render
 from .run import Run, number, read_run
 from .summary import duration
-from .table import Role, Row, count, decimal, percent, points, results_table
+from .table import Role, Row, count, decimal, p_value, percent, points, results_table, span
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The paired difference between two arms over the seeds that both have; `p` is adjusted within the split."""
+    """The paired difference between two arms over the seeds that both have; p is corrected within the split."""
 
     left: Arm
     right: Arm
-    result: Paired
-    p: float | None
+    result: Difference
 
 
 def compare_report(runs: Sequence[Path], output: Path) -> Path:
@@ -109,15 +109,9 @@ def comparisons(arms: Sequence[Arm]) -> list[Comparison]:
     students = [arm for arm in arms if arm.role == "student"]
     pairs = [(s, a) for s in students for a in arms if a.group == s.group and a.role == "baseline"]
     pairs += [(students[0], other) for other in students[1:]]
-    results = []
-    for left, right in pairs:
-        shared = [s for s in left.rows if s in right.rows and _known(left.rows[s], right.rows[s])]
-        if shared:
-            a, b = ([arm.rows[seed].headline for seed in shared] for arm in (left, right))
-            results.append((left, right, paired_difference(a, b)))
-    tested = [index for index, (_, _, result) in enumerate(results) if result.p is not None]
-    adjusted = dict(zip(tested, holm([results[index][2].p or 0.0 for index in tested]), strict=True))
-    return [Comparison(*found, adjusted.get(index)) for index, found in enumerate(results)]
+    headlines = [({seed: row.headline for seed, row in arm.rows.items()} for arm in pair) for pair in pairs]
+    results = paired([(left, right) for left, right in headlines])
+    return [Comparison(*pair, result) for pair, result in zip(pairs, results, strict=True) if result is not None]
 
 
 def interval_plot(split: str, arms: Sequence[Arm]) -> Drawing:
@@ -163,7 +157,7 @@ def _means(split: str, arms: Sequence[Arm]) -> PageTable:
         cells = [Cell(arm.group), Cell(arm.model), Cell(arm.role), Cell(str(len(values)), len(values))]
         cells += [
             Cell(percent(mean), mean),
-            Cell(_interval(low, high, percent), number(low)),
+            Cell(span(low, high, percent), number(low)),
             Cell(decimal(100 * spread, 2), spread),
         ]
         cells += [Cell(percent(value), value) for value in others]
@@ -179,12 +173,12 @@ def _differences(split: str, compared: Sequence[Comparison]) -> PageTable | None
     header = ["Student of", "Against", "Pairs", "Difference, points", "95% interval", "p", "p, Holm"]
     rows = []
     for found in compared:
-        mean, low, high, p, n = found.result
+        mean, low, high, p, p_holm, n = found.result
         cells = [Cell(found.left.group), Cell(found.right.name), Cell(str(n), n), Cell(points(mean), mean)]
         cells += [
-            Cell(_interval(low, high, points), number(low)),
-            Cell(_p(p), number(p)),
-            Cell(_p(found.p), number(found.p)),
+            Cell(span(low, high, points), number(low)),
+            Cell(p_value(p), number(p)),
+            Cell(p_value(p_holm), number(p_holm)),
         ]
         rows.append(cells)
     return PageTable(f"{split}: paired differences over seeds", header, rows)
@@ -208,8 +202,8 @@ def _sentence(splits: dict[str, list[Arm]], compared: dict[str, list[Comparison]
     for split, arms in splits.items():
         students = [(arm, arm.values(_headline)) for arm in arms if arm.role == "student"]
         means = [f"{arm.group} {percent(_mean(values))} ({_seeds(len(values))})" for arm, values in students if values]
-        tested = [found for found in compared[split] if found.p is not None]
-        beyond = sum(found.p is not None and found.p < 0.05 for found in tested)
+        tested = [found for found in compared[split] if found.result.p is not None]
+        beyond = sum(found.result.beyond_chance for found in tested)
         words = (
             f"On {split} the mean of {'the student is' if len(means) == 1 else 'the students is'} {', '.join(means)}"
         )
@@ -231,19 +225,5 @@ def _headline(row: Row) -> float:
     return row.headline
 
 
-def _known(a: Row, b: Row) -> bool:
-    return not math.isnan(a.headline) and not math.isnan(b.headline)
-
-
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
-
-
-def _interval(low: float | None, high: float | None, form: Callable[[float], str]) -> str:
-    return "-" if low is None or high is None else f"{form(low)} to {form(high)}"
-
-
-def _p(p: float | None) -> str:
-    if p is None:
-        return "-"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..atomic import write_text
 from .classes import ClassRow, class_accuracy, class_rows, frequent, teacher_use
 from .curves import routing_curves, training_curves
-from .figures import Drawing, save, styled
+from .figures import save, styled
+from .html import Cell, PageTable, flatten, render
 from .run import Run, mapping, number, read_run
 from .summary import duration, key_numbers, primary_split, routing_sentence, summary
 from .table import Row, best, count, decimal, percent, points, results_table
 
-HERE = Path(__file__).parent
 SECTIONS = ("training", "baselines", "routing", "classes")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a sortable table: what is shown, the number it is sorted by (None: by its text), small print."""
-
-    text: str
-    value: float | None = None
-    detail: str = ""
-
-    @property
-    def sort(self) -> str:
-        """Value of the attribute that the page's script sorts by."""
-        return "" if self.value is None or math.isnan(self.value) else repr(self.value)
-
-
-@dataclass(frozen=True)
-class PageTable:
-    """A table of the page; `strong` are the indices of emphasised rows."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    strong: frozenset[int] = frozenset()
 
 
 def write_report(run: Path) -> Path:
@@ -85,25 +57,6 @@ def write_report(run: Path) -> Path:
     )
     target = data.path / "report.html"
     return write_text(target, page)
-
-
-def render(template: str, **values: Any) -> str:
-    """Fill a template of this folder; every value is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.globals["style"] = (HERE / "report.css").read_text(encoding="utf-8")
-    environment.globals["script"] = (HERE / "report.js").read_text(encoding="utf-8")
-    return environment.get_template(template).render(**values)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, text) for the leaves of nested mappings."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -164,6 +117,3 @@ def _stages(run: Run) -> PageTable | None:
         cells += [Cell(decimal(rate, 1), rate), Cell(count(chosen + 1), chosen), Cell(count(memory), memory)]
         rows.append(cells)
     return PageTable("cost of each stage", header, rows)
-
-
-__all__ = ["Cell", "Drawing", "PageTable", "flatten", "render", "write_report"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,6 +93,18 @@ def points(value: float) -> str:
 def count(value: float | None) -> str:
     """Format a count with thousands separators; "-" for unknown."""
     return "-" if value is None or math.isnan(value) else f"{int(value):,}"
+
+
+def span(low: float | None, high: float | None, form: Callable[[float], str]) -> str:
+    """Format an interval; "-" where there is none."""
+    return "-" if low is None or high is None else f"{form(low)} to {form(high)}"
+
+
+def p_value(p: float | None) -> str:
+    """Format a p-value; "-" where there is none."""
+    if p is None:
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def print_table(results: Mapping[str, Any], teachers: Iterable[str] = (), console: Console | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import avmnist as _avmnist
 from . import emoji as _emoji
 from . import files as _files
+from .corruption import Corruption, fingerprint_of, with_corruptions
 from .dataset import DATASETS, Batch, Dataset, FieldSpec, Split
 from .few_labels import labelled_mask, with_labels
 from .loader import BatchPlan, make_loader
@@ -16,12 +17,15 @@ __all__ = [
     "BadSamples",
     "Batch",
     "BatchPlan",
+    "Corruption",
     "Dataset",
     "FieldSpec",
     "Split",
+    "fingerprint_of",
     "labelled_mask",
     "make_loader",
     "prepare",
+    "with_corruptions",
     "with_labels",
     "with_policy",
 ]

@@ -83,6 +83,7 @@ def build_router(config: RouterConfig, pool: TeacherPool, num_classes: int, wher
         config.signal,
         config.mix,
         config.experts,
+        config.oracle_tau,
     )
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from ..distributed import masked_mean
 from ..errors import ConfigError, ModelError
 from ..signals import full_precision
 from .alarm import CollapseAlarm
@@ -21,6 +19,7 @@ from .gates.base import Scores
 from .routing import Combine, Mix, Routing, Signal
 from .selections import Dense, Drop, Selection
 from .selections.base import Selected
+from .supervision import oracle_loss, task_loss
 
 if TYPE_CHECKING:
     from ..step import Step
@@ -37,16 +36,18 @@ class Router(nn.Module):
             (MST-Distill); `loss`: the weights multiply the teachers' losses; `target`: they mix the teachers'
             distributions.
         signal: where the gate's gradient comes from: `aux_only` (balance losses), `kd` (the weights in the distillation
-            loss), `task` (cross-entropy of the mixture of the teachers against the label), `none`.
-            Default: `aux_only` with `select` or a single
-            chosen teacher (whose weight is always 1), else `kd`.
-        mix: what `target` mixes: `probs` or `logits`.
+            loss), `task` (cross-entropy of the mixture of the teachers against the label), `oracle` (cross-entropy of
+            the scores against the teacher that is best at the row), `none`.
+            Default: `aux_only` with `select` or a single chosen teacher (whose weight is always 1), else `kd`.
+        mix: what `target` and the signal `task` mix: `probs` or `logits`.
         experts: names of the teachers and variants that it chooses among, in the order of the axis T; None: all experts
             of the pool.
+        oracle_tau: temperature in nats of soft targets of the signal `oracle`; None: hard ones.
 
     Raises:
         ConfigError: `select`, or constant weights such as that of a single chosen teacher, with the signal `kd`: the
             gate would get no such gradient. `select` with the selection `dense` and a gate that gives weights.
+            `oracle_tau` not positive, or without the signal `oracle`.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Router(nn.Module):
         signal: Signal | None = None,
         mix: Mix = "probs",
         experts: Sequence[str] | None = None,
+        oracle_tau: float | None = None,
     ) -> None:
         super().__init__()
         self.experts = None if experts is None else list(experts)
@@ -67,6 +69,12 @@ class Router(nn.Module):
         self.combine: Combine = combine
         self.signal: Signal = signal or ("aux_only" if combine == "select" or selection.constant_weights else "kd")
         self.mix: Mix = mix
+        self.oracle_tau = oracle_tau
+        if oracle_tau is not None and (self.signal != "oracle" or oracle_tau <= 0):
+            raise ConfigError(
+                f"router.oracle_tau: soft targets of the signal 'oracle' have a temperature > 0; found {oracle_tau} "
+                f"with the signal '{self.signal}'"
+            )
         if combine == "select" and self.signal == "kd":
             raise ConfigError(
                 "router.signal: with combine 'select' the weights multiply no loss: 'kd' gives the gate no gradient; "
@@ -101,7 +109,7 @@ class Router(nn.Module):
     @property
     def needs_teachers(self) -> bool:
         """True when all teachers must have run before rows can be routed."""
-        return self.gate.needs_teachers or self.selection.needs_teachers or self.signal == "task"
+        return self.gate.needs_teachers or self.selection.needs_teachers or self.signal in ("task", "oracle")
 
     def forward(self, step: Step) -> Routing:
         """Return the routing of the step's instances."""
@@ -133,7 +141,9 @@ class Router(nn.Module):
                 name = f"balance/{index}" if len(self.balance) > 1 else "balance"
                 losses[name] = balance.weight_at(step.progress) * balance(routing)
             if self.signal == "task":
-                losses["router_task"] = self._task_loss(step, probs)
+                losses["router_task"] = task_loss(step, probs, self.mix)
+            elif self.signal == "oracle":
+                losses["router_oracle"] = oracle_loss(step, logits, self.oracle_tau)
         if step.training and self.training and logits.requires_grad:
             self.alarm.add(routing.applied_weights.sum(dim=0))
         return routing
@@ -146,19 +156,3 @@ class Router(nn.Module):
     def warn_of_collapse(self, names: Sequence[str]) -> bool:
         """Log a warning if one of the teachers `names` takes nearly all rows for long; tell whether it does."""
         return self.alarm.warn(names)
-
-    def _task_loss(self, step: Step, probs_BT: Tensor) -> Tensor:
-        """Cross-entropy of the teachers' mixture, `-log sum_t probs_t p_t(label)`, over the labelled rows."""
-        log_probs = full_precision(step.expert_signals.detach().logits).log_softmax(dim=2)
-        if log_probs.dim() != 3:
-            raise ModelError(
-                f"router.signal 'task' needs one label an instance; the teachers' logits are {tuple(log_probs.shape)}, "
-                "expected [batch, teachers, classes]; use signal 'kd' or 'aux_only' for dense logits"
-            )
-        labels, mask = step.batch["label"], step.batch.get("labelled")
-        safe = labels if mask is None else labels.where(mask, labels.new_zeros(()))
-        index = safe[:, None, None].expand(-1, log_probs.shape[1], 1)
-        picked = log_probs.gather(2, index).squeeze(2)
-        floor = torch.finfo(probs_BT.dtype).tiny
-        mixture = torch.logsumexp(probs_BT.clamp_min(floor).log() + picked, dim=1)
-        return masked_mean(-mixture, mask)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Combine = Literal["select", "loss", "target"]
-Signal = Literal["aux_only", "kd", "task", "none"]
+Signal = Literal["aux_only", "kd", "task", "oracle", "none"]
 Mix = Literal["probs", "logits"]
 
 

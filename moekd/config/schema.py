@@ -119,18 +119,20 @@ class RouterConfig(Section):
         combine: how the chosen teachers' weights are used: `select` (uniform), `loss` (they multiply the losses) or
             `target` (one loss against the mixed distribution).
         signal: where the gate's gradient comes from; by default what follows from `combine`.
-        mix: what `target` mixes.
+        mix: what `target`, and the signal `task`, mix.
         experts: teachers ("audio") and masked variants ("audio/fc1") to choose among; by default all variants, or all
             teachers where there are no masks.
+        oracle_tau: temperature of soft targets of the signal `oracle`; hard ones without it.
     """
 
     gate: Annotated[Spec, Component("gates")]
     selection: Annotated[Spec, Component("selections")] = Spec("top_k")
     balance: list[Annotated[Spec, Component("balances")]] = []
     combine: Literal["select", "loss", "target"] = "select"
-    signal: Literal["aux_only", "kd", "task", "none"] | None = None
+    signal: Literal["aux_only", "kd", "task", "oracle", "none"] | None = None
     mix: Literal["probs", "logits"] = "probs"
     experts: Annotated[list[str], MinLen(1)] | None = None
+    oracle_tau: Annotated[float, Gt(0)] | None = None
 
 
 class ObjectiveConfig(Section):

@@ -6,6 +6,7 @@ from .kd import KD, kd_kl
 from .kd_to_student import KDToStudent
 from .mutual_kd import MutualKD
 from .routed import RoutedKD, RoutedObjective, mixed_teacher
+from .routing import RouteOnly
 
 __all__ = [
     "KD",
@@ -16,6 +17,7 @@ __all__ = [
     "MutualKD",
     "Objective",
     "PairwiseObjective",
+    "RouteOnly",
     "RoutedKD",
     "RoutedObjective",
     "cross_entropy",

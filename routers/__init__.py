@@ -1,6 +1,7 @@
 """Routers: gate x selection x balance x combine."""
 
 from .balances import BALANCES, Balance, coefficient_of_variation, kl_to_uniform
+from .examples import example_routers
 from .gates import (
     GATES,
     CosineGate,
@@ -56,5 +57,6 @@ __all__ = [
     "UniformGate",
     "balanced_table",
     "coefficient_of_variation",
+    "example_routers",
     "kl_to_uniform",
 ]

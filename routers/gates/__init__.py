@@ -13,6 +13,7 @@ from .label_group import LabelGroupGate
 from .linear import LinearGate, MLPGate
 from .mismatch import MismatchGate
 from .oracle import OracleGate
+from .static import StaticGate
 
 __all__ = [
     "GATES",
@@ -31,6 +32,7 @@ __all__ = [
     "MismatchGate",
     "OracleGate",
     "PrototypeGate",
+    "StaticGate",
     "UniformGate",
     "entropy_weights",
     "gradient_weights",

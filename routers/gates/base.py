@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -31,6 +32,20 @@ class Gate(nn.Module):
     needs_teachers: bool = False
     #: True when the scores are the logarithms of weights that a formula gives, so that ignoring them is a mistake.
     gives_weights = False
+    #: Keys of a `router` section with which this gate makes sense, where they differ from `examples`' own: the other
+    #: parts of the router, and under "gate" options of the gate itself.
+    example: ClassVar[Mapping[str, Any]] = {}
+
+    @classmethod
+    def examples(cls, num_teachers: int) -> dict[str, dict[str, Any]]:
+        """Return `router` sections in which this gate makes sense, without its `kind`, by suffix of their name.
+
+        All teachers take part and one target is mixed from what they say. A gate that learns does so from the
+        cross-entropy of the mixture; one whose weights a formula gives has nothing to learn.
+        """
+        signal = "none" if cls.gives_weights else "task"
+        usual = {"selection": {"kind": "dense"}, "balance": [], "combine": "target", "signal": signal, "mix": "probs"}
+        return {"": usual | dict(cls.example)}
 
     def forward(self, step: Step) -> Tensor | Scores:
         """Return the scores, `[B, T]`."""

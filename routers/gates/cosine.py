@@ -6,7 +6,8 @@ Shapes: B batch, T teacher variants, D width of the input, P width of the projec
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +93,11 @@ class PrototypeGate(Gate):
         detach_input: cut the gradient from the router's losses into the student.
         scale: factor of the cosines, above 0.
     """
+
+    example: ClassVar[Mapping[str, Any]] = {
+        "selection": {"kind": "top_k", "k": 1},
+        "balance": [{"kind": "routing_contrastive"}],
+    }
 
     def __init__(
         self,

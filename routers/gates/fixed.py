@@ -5,7 +5,8 @@ Shapes: B batch, T teacher variants.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -23,6 +24,8 @@ class UniformGate(Gate):
     Args:
         num_teachers: number T of teacher variants.
     """
+
+    example: ClassVar[Mapping[str, Any]] = {"signal": "none"}
 
     def __init__(self, num_teachers: Injected[int]) -> None:
         super().__init__()

@@ -5,10 +5,12 @@ Shapes: B batch, T teacher variants, C classes, H x W pixels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from ...errors import ModelError
 from ...registry import Injected
 from .base import GATES, Gate
 
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
 
 Activation = Literal["none", "relu", "gelu"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU}
+#: How MST-Distill uses its gate.
+PUBLISHED: dict[str, Any] = {
+    "selection": {"kind": "top_k", "k": 1},
+    "balance": [{"kind": "kl_to_uniform"}],
+    "combine": "select",
+    "signal": "aux_only",
+}
 
 
 @GATES.register("instance")
@@ -32,6 +41,8 @@ class InstanceGate(Gate):
         activation: between the layers: `none` (released code), `relu` or `gelu`.
         detach_input: cut the gradient from the router's losses into the student; the published method lets it flow.
     """
+
+    example: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     def __init__(
         self,
@@ -51,6 +62,11 @@ class InstanceGate(Gate):
     def forward(self, step: Step) -> Tensor:
         """Return the scores of the step's instances, `[B, T]`."""
         logits = step.student.require_logits("the instance gate")
+        if logits.dim() != 2:
+            raise ModelError(
+                f"the gate 'instance' needs one prediction an instance, found {tuple(logits.shape)}; use "
+                "'dense_instance' for dense logits"
+            )
         return self.score(logits.detach() if self.detach_input else logits)
 
     def score(self, student_logits: Tensor) -> Tensor:
@@ -68,6 +84,8 @@ class DenseInstanceGate(Gate):
         hidden_factor: the hidden maps have `hidden_factor * C` channels.
         detach_input: cut the gradient from the router's losses into the student; the published method lets it flow.
     """
+
+    example: ClassVar[Mapping[str, Any]] = PUBLISHED
 
     def __init__(
         self,
@@ -92,6 +110,11 @@ class DenseInstanceGate(Gate):
     def forward(self, step: Step) -> Tensor:
         """Return the scores of the step's images, `[B, T]`."""
         logits = step.student.require_logits("the dense instance gate")
+        if logits.dim() != 4:
+            raise ModelError(
+                "the gate 'dense_instance' needs dense student logits [batch, classes, height, width], found "
+                f"{tuple(logits.shape)}; use 'instance' for one prediction an instance"
+            )
         return self.score(logits.detach() if self.detach_input else logits)
 
     def score(self, student_logits: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: B batch, T teacher variants, C classes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -35,22 +36,38 @@ class LabelGroupGate(Gate):
         num_classes: number C of classes.
         num_teachers: number T of teacher variants.
         groups: for every teacher variant, in pool order, the numbers of its classes. A class may be in several groups;
-            every class must be in one.
+            every class must be in one. By default the classes are split evenly over the teachers, in order.
     """
 
     table: Tensor
     gives_weights = True
 
     def __init__(
-        self, num_classes: Injected[int], num_teachers: Injected[int], groups: Sequence[Sequence[int]]
+        self,
+        num_classes: Injected[int],
+        num_teachers: Injected[int],
+        groups: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
+        if groups is None:
+            groups = even_groups(num_classes, num_teachers)
         self.register_buffer("table", group_weights(groups, num_classes, num_teachers))
 
     def forward(self, step: Step) -> Tensor:
         """Return the logarithms of the weights, `[B, T]`."""
         classes_B, known_B = labels_of(step, "the gate 'label_group'")
         return log_weights(self.table[classes_B], known_B)
+
+
+def even_groups(num_classes: int, num_teachers: int) -> list[list[int]]:
+    """Split the classes into one run of neighbours a teacher, whose sizes differ by at most one.
+
+    With more teachers than classes, teachers share classes: teacher t has class `t * C // T`.
+    """
+    if num_teachers > num_classes:
+        return [[teacher * num_classes // num_teachers] for teacher in range(num_teachers)]
+    starts = [teacher * num_classes // num_teachers for teacher in range(num_teachers + 1)]
+    return [list(range(start, end)) for start, end in itertools.pairwise(starts)]
 
 
 def group_weights(groups: Sequence[Sequence[int]], num_classes: int, num_teachers: int) -> Tensor:

@@ -5,7 +5,8 @@ Shapes: B batch, T teacher variants.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Gt
 from torch import Tensor
@@ -31,6 +32,11 @@ class MismatchGate(Gate):
     """
 
     needs_teachers = True
+    example: ClassVar[Mapping[str, Any]] = {
+        "selection": {"kind": "top_k", "k": 1},
+        "combine": "select",
+        "signal": "none",
+    }
 
     def __init__(self, temperature: Annotated[float, Gt(0)] = 4.0) -> None:
         super().__init__()

@@ -5,7 +5,8 @@ Shapes: B batch, T teacher variants, k chosen ones.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -42,11 +43,24 @@ class Selection(nn.Module):
     sums_to_one: bool = True
     #: True when all teachers must have run.
     needs_teachers: bool = False
+    #: Keys of a `router` section with which this selection makes sense, where they differ from `examples`' own: the
+    #: other parts of the router, and under "selection" options of the selection itself.
+    example: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def constant_weights(self) -> bool:
         """True when the weights carry no gradient: a single teacher whose weight is always 1."""
         return self.k == 1 and self.sums_to_one
+
+    @classmethod
+    def examples(cls, num_teachers: int) -> dict[str, dict[str, Any]]:
+        """Return `router` sections in which this selection makes sense, without its `kind`, by suffix of their name.
+
+        A gate on the student's logits learns from the cross-entropy of the teachers' mixture.
+        """
+        gate = {"kind": "mlp", "on": "student_logits"}
+        usual = {"gate": gate, "balance": [], "combine": "target", "signal": "task", "mix": "probs"}
+        return {"": usual | dict(cls.example)}
 
     def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Choice | Selected:
         """Return (weights, chosen), or more as `Selected`; what changes over time reads the step."""

@@ -5,7 +5,8 @@ Shapes: B batch, T teacher variants.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -27,6 +28,8 @@ class Dense(Selection):
     Args:
         temperature: above 0; a number or a schedule over the stage.
     """
+
+    example: ClassVar[Mapping[str, Any]] = {"signal": "kd"}
 
     def __init__(self, temperature: Schedule | float = 1.0) -> None:
         super().__init__()

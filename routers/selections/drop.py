@@ -5,7 +5,8 @@ Shapes: B batch, T teacher variants.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,8 @@ class Drop(Selection):
         normalise: `row` or `all`, over the batch of all processes; `all` needs combine `loss`.
         seed: of the random numbers.
     """
+
+    example: ClassVar[Mapping[str, Any]] = {"gate": {"kind": "mismatch"}, "combine": "loss", "signal": "none"}
 
     constant_weights = True
 

@@ -6,7 +6,8 @@ Shapes: B rows of this process, N rows of the global batch, T teacher variants.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Gt
@@ -36,6 +37,8 @@ class ExpertChoice(Selection):
         capacity: teachers that a row gets on average, above 0; the paper uses 2.
         normalise: `none` keeps the probabilities (paper), `topk` divides the weights of a row by their sum.
     """
+
+    example: ClassVar[Mapping[str, Any]] = {"selection": {"normalise": "topk"}}
 
     def __init__(self, capacity: Annotated[float, Gt(0)] = 2.0, normalise: Normalise = "none") -> None:
         super().__init__()

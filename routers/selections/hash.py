@@ -5,7 +5,8 @@ Shapes: B batch, T teacher variants, k chosen ones, S slots of the table.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
@@ -36,6 +37,8 @@ class Hash(Selection):
             label is looked up by its id.
         blocks: rows of the table over T.
     """
+
+    example: ClassVar[Mapping[str, Any]] = {"gate": {"kind": "uniform"}, "combine": "select", "signal": "none"}
 
     constant_weights = True
     table: Tensor

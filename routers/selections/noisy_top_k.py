@@ -5,7 +5,8 @@ Shapes: B batch, T teacher variants, k chosen ones.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,11 @@ class NoisyTopK(Selection):
         width: size of the source, for `student_feature` and `input_feature`.
         seed: of the noise.
     """
+
+    example: ClassVar[Mapping[str, Any]] = {
+        "selection": {"noise": "learned"},
+        "balance": [{"kind": "importance"}, {"kind": "load"}],
+    }
 
     def __init__(
         self,

@@ -5,7 +5,8 @@ Shapes: B batch, T teacher variants, k chosen ones.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge
 from torch import Tensor
@@ -34,6 +35,8 @@ class Random(Selection):
         k: teachers chosen for an instance, at most the number of teacher variants.
         seed: of the lots.
     """
+
+    example: ClassVar[Mapping[str, Any]] = {"gate": {"kind": "uniform"}, "combine": "select", "signal": "none"}
 
     constant_weights = True
 

@@ -5,7 +5,7 @@ Shapes: B batch, T teacher variants.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from annotated_types import Ge
@@ -36,6 +36,12 @@ class Single(Selection):
         super().__init__()
         self.index = index
         self.k: int = 1
+
+    @classmethod
+    def examples(cls, num_teachers: int) -> dict[str, dict[str, Any]]:
+        """Return one `router` section a teacher."""
+        rest = {"gate": {"kind": "uniform"}, "balance": [], "combine": "select", "signal": "none"}
+        return {str(index): rest | {"selection": {"index": index}} for index in range(num_teachers)}
 
     def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Choice:
         """Return (weights, chosen)."""

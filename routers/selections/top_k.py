@@ -5,7 +5,8 @@ Shapes: B batch, T teacher variants, k chosen ones.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
@@ -59,6 +60,11 @@ class TopK(Selection):
         k: teachers chosen for an instance, at most the number of teacher variants.
         normalise: `topk` or `none`.
     """
+
+    example: ClassVar[Mapping[str, Any]] = {
+        "selection": {"k": 2},
+        "balance": [{"kind": "switch", "normalise_by_k": True}, {"kind": "z_loss"}],
+    }
 
     def __init__(self, k: Annotated[int, Ge(1)] = 1, normalise: Normalise = "topk") -> None:
         super().__init__()

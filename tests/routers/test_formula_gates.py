@@ -20,6 +20,7 @@ from moekd.routers.gates import (
     LabelGroupGate,
     MismatchGate,
     OracleGate,
+    StaticGate,
     entropy_weights,
     label_confidence,
 )
@@ -269,3 +270,27 @@ def test_registered() -> None:
         GATES.names()
     )
     assert set(GATES.parameters("label_group")) == {"groups"}
+
+
+@pytest.mark.parametrize(
+    ("classes", "teachers", "groups"),
+    [
+        (4, 2, [[0, 1], [2, 3]]),
+        (5, 3, [[0], [1, 2], [3, 4]]),
+        (2, 3, [[0], [0], [1]]),
+        (3, 1, [[0, 1, 2]]),
+    ],
+)
+def test_classes_are_split_evenly_by_default(classes: int, teachers: int, groups: list[list[int]]) -> None:
+    expected = LabelGroupGate(classes, teachers, groups).table
+    assert torch.equal(LabelGroupGate(classes, teachers).table, expected)
+    assert set(range(classes)) == {label for group in groups for label in group}
+
+
+def test_static_gate_learns_the_same_scores_for_all_rows() -> None:
+    gate, step = StaticGate(3), make_step(strangers(3))
+    assert torch.equal(gate(step), torch.zeros(6, 3))
+    with torch.no_grad():
+        gate.scores.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    assert torch.equal(gate(step), torch.tensor([1.0, 2.0, 3.0]).expand(6, 3))
+    assert not gate.needs_teachers

@@ -33,14 +33,13 @@ def dry_run(program: Program) -> list[dict[str, Any]]:
     Raises:
         ConfigError: stages that can't work, one line each.
     """
-    sample = _sample(program, "train")
     rows, problems = [], []
     with _untouched(program):
         for phase in program.phases:
             for index, stage in enumerate(phase.stages):
                 where = ("" if phase.name == "main" else f"baselines.{phase.name}.") + f"stages.{stage.name}"
                 try:
-                    rows.append(_step(program, phase, index, sample))
+                    rows.append(_step(program, phase, index))
                 except (MoekdError, RuntimeError, ValueError) as error:
                     problems.append(f"{where}: {error}")
     if problems:
@@ -48,13 +47,16 @@ def dry_run(program: Program) -> list[dict[str, Any]]:
     return rows
 
 
-def _step(program: Program, phase: Phase, index: int, sample: Batch) -> dict[str, Any]:
+def _step(program: Program, phase: Phase, index: int) -> dict[str, Any]:
     settings, models = phase.stages[index].settings, program.models(phase)
+    if settings.split in program.test_splits:
+        raise ConfigError(f"split: '{settings.split}' is for the final test; train on another split")
+    sample = _sample(program, settings.split)
     modules = train_only(models, settings.trains, nn.ModuleList(settings.objectives))
     parameters = parameters_of(modules.values())
     if not parameters:
         raise ConfigError("nothing to train: 'trains' names no module with parameters")
-    batches = -(-len(program.data.split("train")) // program.data.batch_size)
+    batches = -(-len(program.data.split(settings.split)) // program.data.batch_size)
     steps = settings.steps or (settings.epochs or 0) * -(-batches // settings.accumulate)
     optimizer = settings.optimizer(parameters)
     if settings.scheduler is not None:

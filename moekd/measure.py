@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from .cache import LogitCache, LogitStore
 from .data import make_loader
 from .evaluation import RoutingStatistics, evaluate_model
 from .evaluation.evaluate import to_device
@@ -17,21 +18,40 @@ from .step import Step
 from .tracking import RunFolder
 
 
-def measure(program: Program, accelerator: Accelerator, run: RunFolder, progress: Progressbar) -> dict[str, Any]:
-    """Return the contents of `results.json`; every process has to call this."""
+def measure(
+    program: Program,
+    accelerator: Accelerator,
+    run: RunFolder,
+    progress: Progressbar,
+    store: LogitStore | None = None,
+) -> dict[str, Any]:
+    """Return the contents of `results.json`; every process has to call this.
+
+    Args:
+        program: the trained program.
+        accelerator: device and processes.
+        run: the run's folder.
+        progress: progress bar.
+        store: teachers' logits that other runs have computed, or will need.
+    """
     models: dict[str, Model] = {}
     for phase in program.phases:
         models["student" if phase.name == "main" else phase.name] = phase.student
-    teachers = {name: program.pool.teacher(name) for name in program.pool.names}
-    models |= {name: model for name, model in teachers.items() if model_has_logits(program, model)}
+    classifiers = {name: program.pool.teacher(name) for name in program.pool.names}
+    classifiers = {name: model for name, model in classifiers.items() if model_has_logits(program, model)}
     test: dict[str, dict[str, Any]] = {}
     for split in program.test_splits:
-        progress.start(f"test on '{split}'", len(models))
+        progress.start(f"test on '{split}'", len(models) + len(classifiers))
         test[split] = {}
         for name, model in models.items():
             test[split][name] = evaluate(program, accelerator, model, split)
             progress.advance()
+        known = _stored(program, accelerator, list(classifiers), split, store)
+        for name, model in classifiers.items():
+            test[split][name] = evaluate(program, accelerator, model, split, known, name)
+            progress.advance()
         progress.finish()
+    models |= classifiers
     main = program.phases[0]
     records = run.read_metrics() if run.metrics.exists() else []
     stages = [record for record in records if record["type"] == "stage_end"]
@@ -42,19 +62,26 @@ def measure(program: Program, accelerator: Accelerator, run: RunFolder, progress
         "class_names": program.data.class_names,
         "titles": {phase.name if phase.name != "main" else "student": phase.title for phase in program.phases},
         "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
-        "teachers": list(teachers),
+        "teachers": list(program.pool.names),
         "test": test,
-        "routing": measure_routing(program, accelerator, main, program.test_splits[0]) if main.router else None,
+        "routing": measure_routing(program, accelerator, main, program.test_splits[0], store) if main.router else None,
         "stages": [{key: value for key, value in record.items() if key != "type"} for record in stages],
         "seconds": sum(record["seconds"] for record in stages),
     }
 
 
-def evaluate(program: Program, accelerator: Accelerator, model: Model, split: str) -> dict[str, Any]:
-    """Return the metrics of one model on one split."""
+def evaluate(
+    program: Program,
+    accelerator: Accelerator,
+    model: Model,
+    split: str,
+    known: LogitCache | None = None,
+    name: str = "",
+) -> dict[str, Any]:
+    """Return the metrics of one model on one split; `known` may hold its logits under `name`."""
     model.to(accelerator.device).eval()
     return evaluate_model(
-        lambda batch: model(batch, ()).require_logits("evaluation"),
+        lambda batch: (known(batch)[name] if known else model(batch, ())).require_logits("evaluation"),
         _loader(program, accelerator, split),
         program.data.num_classes,
         accelerator.device,
@@ -62,19 +89,24 @@ def evaluate(program: Program, accelerator: Accelerator, model: Model, split: st
 
 
 @torch.no_grad()
-def measure_routing(program: Program, accelerator: Accelerator, phase: Phase, split: str) -> dict[str, Any]:
+def measure_routing(
+    program: Program, accelerator: Accelerator, phase: Phase, split: str, store: LogitStore | None = None
+) -> dict[str, Any]:
     """Return the routing diagnostics of a phase's router on a split."""
     models = program.models(phase)
     for module in (models.student, models.pool, models.router):
         if module is not None:
             module.to(accelerator.device).eval()
     statistics = RoutingStatistics(models.experts, program.data.num_classes, accelerator.device)
+    known = _stored(program, accelerator, models.experts, split, store)
     for batch in _loader(program, accelerator, split):
-        step = Step(to_device(batch, accelerator.device), models, training=False)
+        moved = to_device(batch, accelerator.device)
+        step = Step(moved, models, training=False, variants=models.experts, cache=known)
         labels = step.batch.get("label")
         flat = labels is not None and labels.dim() == 1
         logits = step.expert_signals.logits if flat else None
-        statistics.update(step.routing.probs, step.routing.chosen, labels if flat else None, logits)
+        routing = step.routing
+        statistics.update(routing.probs, routing.chosen, labels if flat else None, logits, routing.applied_weights)
     return statistics.reduce().compute() | {"split": split}
 
 
@@ -87,6 +119,18 @@ def model_has_logits(program: Program, model: Model) -> bool:
     logits = model.eval()(batch, ()).logits
     model.train(mode)
     return logits is not None and logits.shape[1] == program.data.num_classes
+
+
+def _stored(
+    program: Program, accelerator: Accelerator, variants: list[str], split: str, store: LogitStore | None
+) -> LogitCache | None:
+    """Return the teachers' logits on a split, if there is a store and they can be kept."""
+    data = program.data.split(split)
+    if store is None or not variants or data.random:
+        return None
+    program.pool.to(accelerator.device).eval()
+    loader = make_loader(data, program.data.eval_batch_size, shuffle=False, num_workers=program.data.num_workers)
+    return store.cache(split, data.ids)(program.pool, variants, loader, accelerator.device, None)
 
 
 def _loader(program: Program, accelerator: Accelerator, split: str) -> Any:

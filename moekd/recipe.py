@@ -23,7 +23,7 @@ from .config import (
     parse_recipe,
     recipe_dict,
 )
-from .data import DATASETS, Dataset, Split, with_labels, with_policy
+from .data import DATASETS, Corruption, Dataset, Split, fingerprint_of, with_corruptions, with_labels, with_policy
 from .model import Model
 from .objectives import OBJECTIVES
 from .program import LoopSettings, Phase, Program
@@ -63,15 +63,21 @@ class Recipe:
         """Return the resolved config as plain values, defaults written out."""
         return recipe_dict(self.config)
 
-    def build(self) -> Program:
+    def build(self, dataset: Dataset | None = None) -> Program:
         """Load the data and build all models; the parts depend on the seed and their own name only.
+
+        Args:
+            dataset: the data set of this config, if it is loaded already.
 
         Raises:
             MoekdError: whatever does not fit: fields, taps, shapes, classes, routers.
         """
         config, seed = self.config, self.config.seed
-        dataset: Dataset = build(config.data.spec, DATASETS, where="data")
+        dataset = build(config.data.spec, DATASETS, where="data") if dataset is None else dataset
         data = self._data(dataset)
+        fingerprint = dataset.fingerprint()
+        if config.data.corruptions:
+            fingerprint += f"/{fingerprint_of(self._corruptions(), seed)}"
         stacking = config.masks.stacking if config.masks else "independent"
         pool = build_pool(config.teachers, data.num_classes, seed, stacking)
         sample = data.split("train").__getitems__([0, min(1, len(data.split("train")) - 1)])
@@ -94,7 +100,7 @@ class Recipe:
             test_splits=self._test_splits(data),
             loop=LoopSettings(**{**vars(config.trainer), "trackers": tuple(config.trainer.trackers)}),
             config=self.to_dict(),
-            dataset_fingerprint=dataset.fingerprint(),
+            dataset_fingerprint=fingerprint,
             seed=seed,
             about=self._about(dataset, student),
         )
@@ -105,9 +111,16 @@ class Recipe:
             name: with_policy(split, config.on_bad_sample, config.max_bad_fraction)
             for name, split in dataset.splits.items()
         }
+        splits = with_corruptions(splits, self._corruptions(), dataset.fields, self.config.seed)
         splits["train"] = with_labels(splits["train"], config.labels, derived_seed(self.config.seed, "labels") % 2**32)
         batch, seed = self.config.evaluation.batch_size, self.config.seed
         return RunData(splits, list(dataset.class_names), config.batch_size, batch, config.num_workers, seed)
+
+    def _corruptions(self) -> list[Corruption]:
+        sections = (vars(section) for section in self.config.data.corruptions)
+        return [
+            Corruption(**section | {"splits": section["splits"] and tuple(section["splits"])}) for section in sections
+        ]
 
     def _test_splits(self, data: RunData) -> list[str]:
         return [name for name in self.config.evaluation.splits if data.split(name)]
@@ -165,6 +178,7 @@ class Recipe:
             accumulate=config.accumulate,
             ema=config.ema,
             cache=config.cache,
+            split=config.split,
         )
         stage: Stage = build(config.spec, STAGES, where=where, settings=settings)
         return stage

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from .allocator import keep_freed_memory
 from .atomic import probe_writable
+from .cache import LogitStore
 from .checkpoint import check_same, clean_leftovers, config_hash, find_latest, load_checkpoint, save_checkpoint
 from .errors import CheckpointError, ConfigError, StoppedError
 from .interruption import StopRequest
@@ -24,6 +25,7 @@ from .progress import Progressbar
 from .randomness import random_state, restore_random_state, seed_everything
 from .run_state import RunState, load_modules, module_states
 from .stages import StageContext
+from .take_over import take_over
 from .tracking import RunFolder, Trackers
 
 logger = logging.getLogger(__name__)
@@ -36,11 +38,14 @@ class Trainer:
         program: what to run.
         run: where results go.
         quiet: no progress bars.
+        store: folder of teachers' logits that this run shares with others; None keeps them for itself.
     """
 
-    def __init__(self, program: Program, run: RunFolder, quiet: bool = False) -> None:
+    def __init__(self, program: Program, run: RunFolder, quiet: bool = False, store: Path | None = None) -> None:
         self.program, self.run_folder = program, run
         self.accelerator = make_accelerator(program)
+        precision = f"{self.accelerator.device.type}|{program.loop.mixed_precision}"
+        self.store = LogitStore(store, program.dataset_fingerprint, precision) if store is not None else None
         self.is_main = self.accelerator.is_main_process
         self.progress = Progressbar(enabled=self.is_main and not quiet)
         self.trackers = Trackers(self.accelerator, program.loop.trackers, run)
@@ -48,13 +53,17 @@ class Trainer:
         self.stop = StopRequest()
         self.fingerprints = {name: program.pool.teacher(name).fingerprint() for name in program.pool.names}
 
-    def fit(self, resume: Path | str | None = None, allow: Collection[str] = ()) -> dict[str, Any]:
+    def fit(
+        self, resume: Path | str | None = None, allow: Collection[str] = (), start: Path | None = None
+    ) -> dict[str, Any]:
         """Run (or continue) the program; return the results that are also in `results.json`.
 
         Args:
             resume: None starts anew; "auto" takes the newest valid checkpoint of the run, or starts anew and says so;
                 a path takes that checkpoint.
             allow: config keys that may differ from the checkpoint's.
+            start: folder of a finished run whose stages are this one's first stages: they are taken over. A checkpoint
+                of this run itself goes first.
 
         Raises:
             CheckpointError: nothing to resume from, or it belongs to another run.
@@ -67,11 +76,13 @@ class Trainer:
             stage_state = self.resume(resume, allow) if resume is not None else None
             if self.is_main and stage_state is None and not self.state.stages_done:
                 self.start_folder()
+            if start is not None and not self.state.stages_done and stage_state is None:
+                self.state = take_over(self.program, start, self.meta(), self.run_folder if self.is_main else None)
             self.trackers.start(program.config)
             for index in range(self.state.phase, len(program.phases)):
                 self.run_phase(index, program.phases[index], stage_state)
                 stage_state = None
-            results = measure(program, self.accelerator, self.run_folder, self.progress)
+            results = measure(program, self.accelerator, self.run_folder, self.progress, self.store)
             if self.is_main:
                 self.run_folder.write_results(results)
             self.trackers.end()
@@ -120,6 +131,7 @@ class Trainer:
             log_every=loop.log_every,
             checkpoint_every=loop.checkpoint_every,
             stops=lambda step: self.stop.agreed(step, loop.log_every),
+            store=self.store,
         )
 
     def log(self, record: dict[str, Any]) -> None:

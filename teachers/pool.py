@@ -5,6 +5,7 @@ Shapes: B batch, V variants of one teacher, T variants of the pool.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -158,6 +159,19 @@ class TeacherPool(nn.Module):
         variant = self.variant(name)
         masks = [self.mask(v.name) for v in self._active([variant], variant.teacher)]
         return [self.teacher(variant.teacher), *masks]
+
+    def fingerprint(self, name: str) -> str:
+        """Return a sha256 over everything that a variant's signals depend on, besides the input."""
+        variant = self.variant(name)
+        digest = hashlib.sha256(
+            f"{variant.tap}|{self._stacks()}|{self.teacher(variant.teacher).fingerprint()}".encode()
+        )
+        for active in self._active([variant], variant.teacher):
+            digest.update(f"{active.tap}|{self.mask(active.name)!r}".encode())
+            for key, tensor in sorted(self.mask(active.name).state_dict().items()):
+                digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def _active(self, mine: Sequence[Variant], teacher: str) -> list[Variant]:
         """Return the masked variants that a forward needs: those asked for and, if masks stack, the earlier ones."""

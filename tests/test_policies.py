@@ -51,6 +51,7 @@ LAYERS = {
     "moekd.program": 8,
     "moekd.measure": 8,
     "moekd.run_state": 8,
+    "moekd.take_over": 8,
     "moekd.trainer": 9,
     "moekd.assembly": 10,
     "moekd.recipe": 10,

@@ -57,6 +57,24 @@ class PaperConfig(Section):
     must_beat: str | None = None
 
 
+class CorruptionConfig(Section):
+    """What happens to one field of some rows, the same in every epoch; the batch field `corrupted_FIELD` says to which.
+
+    Attributes:
+        field: the field.
+        kind: `noise`: normal noise is added; `missing`: it becomes 0; `swapped`: it is another row's.
+        fraction: share of the rows.
+        severity: of the noise, in standard deviations of the field.
+        splits: which splits; all by default.
+    """
+
+    field: Annotated[str, MinLen(1)]
+    kind: Literal["noise", "missing", "swapped"]
+    fraction: Annotated[float, Ge(0), Le(1)]
+    severity: Annotated[float, Ge(0)] = 1.0
+    splits: list[str] | None = None
+
+
 class DataConfig(Section):
     """The data set (`kind` and its options) and how it is read.
 
@@ -65,6 +83,7 @@ class DataConfig(Section):
         batch_size: rows of a batch, over all processes.
         labels: how many training rows keep their label: a count (whole number) or a fraction (0.1); all without it. The
             other rows take part in distillation and not in cross-entropy.
+        corruptions: fields of some rows are made unreliable, to study what a router makes of it.
         num_workers: processes that read batches.
         on_bad_sample: what a sample that can't be read leads to.
         max_bad_fraction: share of bad samples above which the run stops.
@@ -73,6 +92,7 @@ class DataConfig(Section):
     spec: Annotated[Spec, Inline("datasets")]
     batch_size: Positive = 128
     labels: Positive | Annotated[float, Gt(0), Le(1)] | None = None
+    corruptions: list[CorruptionConfig] = []
     num_workers: Annotated[int, Ge(0)] = 0
     on_bad_sample: Literal["raise", "skip", "substitute"] = "raise"
     max_bad_fraction: Annotated[float, Ge(0), Le(1)] = 0.01
@@ -187,6 +207,7 @@ class StageConfig(Section):
         accumulate: batches whose gradients are added up before a step.
         ema: decay of an exponential moving average of the student's weights.
         cache: where the signals of frozen teachers are kept.
+        split: what the stage trains on; a router may be fitted on held-out labels (`val`), never on a test split.
     """
 
     spec: Annotated[Spec, Inline("stages", default="train")]
@@ -204,6 +225,7 @@ class StageConfig(Section):
     accumulate: Positive = 1
     ema: Annotated[float, Gt(0), Lt(1)] | None = None
     cache: Literal["auto", "memory", "off"] = "auto"
+    split: str = "train"
 
 
 class BaselineConfig(Section):

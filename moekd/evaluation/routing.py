@@ -32,7 +32,7 @@ class RoutingStatistics:
         self.use = torch.zeros(variants, dtype=dtype, device=device)
         self.use_by_class = torch.zeros(num_classes, variants, dtype=dtype, device=device)
         self.entropy = torch.zeros(2, dtype=dtype, device=device)
-        self.losses = torch.zeros(5, dtype=dtype, device=device)
+        self.losses = torch.zeros(6, dtype=dtype, device=device)
         self.variant_losses = torch.zeros(variants, dtype=dtype, device=device)
 
     def update(
@@ -41,6 +41,7 @@ class RoutingStatistics:
         chosen_Bk: Tensor | None,
         labels_B: Tensor | None = None,
         teacher_logits_BTC: Tensor | None = None,
+        weights_BT: Tensor | None = None,
     ) -> None:
         """Add one batch.
 
@@ -50,12 +51,14 @@ class RoutingStatistics:
                 selection, where the probabilities are the shares.
             labels_B: true classes `[B]`; rows with a label outside of `[0, C)` count only for the overall shares.
             teacher_logits_BTC: logits of all variants `[B, T, C]`, to compare the choice with the best one.
+            weights_BT: what the variants count in the loss, `[B, T]`, not negative; None: as `probs_BT` and `chosen_Bk`
+                say. Rows are divided by their sums.
 
         Raises:
             DataError: shapes that do not fit the names and classes.
         """
         self._check(probs_BT, teacher_logits_BTC)
-        weights_BT = _weights(probs_BT, chosen_Bk).to(self.use)
+        weights_BT = (_weights(probs_BT, chosen_Bk) if weights_BT is None else _shares(weights_BT)).to(self.use)
         probs_BT = probs_BT.detach().to(self.use)
         self.use += weights_BT.sum(0)
         self.entropy[0] += torch.special.entr(probs_BT).sum()
@@ -81,6 +84,8 @@ class RoutingStatistics:
         also `chosen_loss`, `oracle_loss`, `mean_loss` (cross-entropy in nats of the chosen variant, of the best one
         of each row, and of all variants on average), `variant_loss` [T], and `oracle_agreement`: the share of rows
         whose best variant was among the chosen; `chance_agreement` is what a random choice of as many would give.
+        `oracle_weight` is the mean weight of the best variant; where all variants take part it tells more than the
+        agreement, which is then 1.
 
         Raises:
             DataError: nothing was added.
@@ -97,7 +102,7 @@ class RoutingStatistics:
             "load_cv": (shares.std() / shares.mean()).item() if len(self.names) > 1 else 0.0,
             "by_class": (by_class / by_class.sum(1, keepdim=True)).tolist(),
         }
-        keys = ("chosen_loss", "oracle_loss", "oracle_agreement", "chance_agreement")
+        keys = ("chosen_loss", "oracle_loss", "oracle_agreement", "chance_agreement", "oracle_weight")
         *sums, count = self.losses.tolist()
         if not count:
             return result | dict.fromkeys(("mean_loss", *keys), None) | {"variant_loss": None}
@@ -119,6 +124,7 @@ class RoutingStatistics:
             best_loss_B,
             used_BT.gather(1, best_B[:, None]).squeeze(1).to(losses_BT),
             used_BT.sum(1).to(losses_BT) / variants,
+            weights_BT.gather(1, best_B[:, None]).squeeze(1),
             torch.ones_like(best_loss_B),
         ]
         self.losses += torch.where(counted_B, torch.stack(terms), 0.0).sum(1)
@@ -131,6 +137,13 @@ class RoutingStatistics:
         expected = (len(probs_BT), variants, self.num_classes)
         if logits_BTC is not None and tuple(logits_BTC.shape) != expected:
             raise DataError(f"teacher logits have shape {tuple(logits_BTC.shape)}, expected {expected}")
+
+
+def _shares(weights_BT: Tensor) -> Tensor:
+    """Return the weights divided by the sums of their rows; rows of zeros stay."""
+    weights_BT = weights_BT.detach().clamp_min(0)
+    total_B1 = weights_BT.sum(dim=1, keepdim=True)
+    return weights_BT / torch.where(total_B1 > 0, total_B1, 1)
 
 
 def _weights(probs_BT: Tensor, chosen_Bk: Tensor | None) -> Tensor:

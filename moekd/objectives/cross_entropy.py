@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import ModelError
 from ..signals import full_precision
 from .base import OBJECTIVES, Loss, LossTerm, Objective
 
@@ -44,11 +46,19 @@ class CrossEntropy(Objective):
             teacher's name.
         label_smoothing: share of the target mass spread over all classes.
         ignore_index: label value that does not count, such as the void class of a segmentation set.
+        classes: only instances of these classes count, so that a teacher becomes a specialist; None: all.
     """
 
-    def __init__(self, on: str | list[str] = "student", label_smoothing: float = 0.0, ignore_index: int = -100) -> None:
+    def __init__(
+        self,
+        on: str | list[str] = "student",
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        classes: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.on, self.label_smoothing, self.ignore_index = on, label_smoothing, ignore_index
+        self.classes = None if classes is None else list(classes)
 
     def forward(self, step: Step) -> Mapping[str, Loss]:
         """Return one loss a model: `{"cross_entropy/student": ...}`."""
@@ -60,6 +70,8 @@ class CrossEntropy(Objective):
             mask = mask & labelled
             safe = labels.where(labelled.reshape(-1, *[1] * (labels.dim() - 1)), labels.new_zeros(()))
         names = self._models(step.pool)
+        if self.classes is not None:
+            mask = mask & self._counted(labels, step.signals(names[0]).require_logits("cross_entropy").shape[1])
         return {
             f"cross_entropy/{name}": LossTerm(
                 cross_entropy(
@@ -73,6 +85,15 @@ class CrossEntropy(Objective):
     def variants(self, pool: TeacherPool) -> Sequence[str]:
         """Return the teachers that learn from the labels."""
         return [name for name in self._models(pool) if name != "student"]
+
+    def _counted(self, labels: Tensor, num_classes: int) -> Tensor:
+        assert self.classes is not None
+        if labels.dim() != 1 or not all(0 <= label < num_classes for label in self.classes):
+            raise ModelError(
+                f"cross_entropy.classes picks instances by their one label among 0 to {num_classes - 1}; found "
+                f"{self.classes} and labels {tuple(labels.shape)}"
+            )
+        return torch.isin(labels, torch.tensor(self.classes, device=labels.device))
 
     def _models(self, pool: TeacherPool) -> list[str]:
         groups = {"student": ["student"], "teachers": pool.names, "all": ["student", *pool.names]}

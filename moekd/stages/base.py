@@ -64,6 +64,7 @@ class StageSettings:
         ema: decay of the moving average of the student's weights, which is validated and kept in place of the raw
             weights.
         cache: may the logits of frozen teachers be computed once: `auto` decides, `memory` insists, `off` never.
+        split: what the stage trains on.
     """
 
     name: str
@@ -80,6 +81,7 @@ class StageSettings:
     accumulate: int = 1
     ema: float | None = None
     cache: Literal["auto", "memory", "off"] = "auto"
+    split: str = "train"
 
 
 class Stage:

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from ..cache import LogitStore
 from ..data import Split, make_loader
 from ..errors import DataError, did_you_mean
 from ..progress import Progressbar
@@ -65,6 +66,7 @@ class StageContext:
         log_every: steps between two records.
         checkpoint_every: steps between two checkpoints inside of an epoch; None saves at the end of epochs only.
         stops: told the step, returns the signal that asks the run to save and stop, or 0.
+        store: keeps the logits of frozen teachers for other runs; None: each stage computes its own.
     """
 
     accelerator: Accelerator
@@ -77,16 +79,17 @@ class StageContext:
     log_every: int = 20
     checkpoint_every: int | None = None
     stops: Callable[[int], int] = lambda step: 0
+    store: LogitStore | None = None
 
     @property
     def device(self) -> torch.device:
         """Where this process trains."""
         return self.accelerator.device
 
-    def train_loader(self, stage: str, epoch: int, start_batch: int = 0) -> DataLoader[Any]:
+    def train_loader(self, stage: str, epoch: int, start_batch: int = 0, split: str = "train") -> DataLoader[Any]:
         """Return the shuffled training batches of an epoch; the order depends on (seed, stage name, epoch) alone."""
         return make_loader(
-            self.data.split("train"),
+            self.data.split(split),
             self.data.batch_size,
             shuffle=True,
             seed=zlib.crc32(f"{self.data.seed}/{stage}".encode()),

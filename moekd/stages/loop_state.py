@@ -24,6 +24,8 @@ class LoopState:
         best_value, best_epoch, best_weights: of the monitored metric, by module name.
         stale: epochs without a better metric.
         seconds: time spent in earlier sessions of this stage.
+        train_seconds: the part of it that went into training steps.
+        teacher_forwards: forwards of teachers in training steps.
         sums: sums of the loss terms since the last record, on the device.
         count: batches in `sums`.
         shares: rows each teacher variant taught in this epoch, all rows, and the sum of their entropies, on the device.
@@ -37,6 +39,8 @@ class LoopState:
     best_weights: dict[str, StateDict] | None = None
     stale: int = 0
     seconds: float = 0.0
+    train_seconds: float = 0.0
+    teacher_forwards: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
     shares: dict[str, Tensor] = field(default_factory=dict)

@@ -49,7 +49,7 @@ def plan_teachers(models: Models, data: RunData, settings: StageSettings) -> Tea
     features = any(objective.reads_features for objective in objectives)
     if not wanted and settings.cache != "memory":
         return TeacherPlan([], features, False, "")
-    train = data.split("train")
+    train = data.split(settings.split)
     reason = why_not_cached(
         pool,
         wanted,
@@ -74,10 +74,11 @@ def build_cache(context: StageContext, settings: StageSettings, plan: TeacherPla
     if not plan.cached:
         logger.info("stage '%s': teachers run live: %s", settings.name, plan.reason)
         return None
-    train = context.data.split("train")
+    train = context.data.split(settings.split)
     loader = make_loader(train, context.data.eval_batch_size, shuffle=False, num_workers=context.data.num_workers)
     context.progress.start(f"{settings.name}: teacher logits", len(train))
-    cache = build_logit_cache(context.models.pool, plan.variants, loader, context.device, context.progress.advance)
+    fill = build_logit_cache if context.store is None else context.store.cache(settings.split, train.ids)
+    cache = fill(context.models.pool, plan.variants, loader, context.device, context.progress.advance)
     context.progress.finish()
     megabytes = cache.nbytes / 1e6
     logger.info("stage '%s': logits of %d teachers cached, %.1f MB", settings.name, len(plan.variants), megabytes)

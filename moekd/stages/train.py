@@ -69,7 +69,7 @@ class _Loop:
         self.module = TrainingStep(
             context.models, settings.objectives, settings.transforms, plan.variants, plan.features, cache
         )
-        self.batches = len(context.train_loader(settings.name, 0))
+        self.batches = len(context.train_loader(settings.name, 0, split=settings.split))
         self.total_steps = settings.steps or math.ceil(self.batches / settings.accumulate) * (settings.epochs or 1)
         self.epochs = settings.epochs or math.ceil(self.total_steps / math.ceil(self.batches / settings.accumulate))
         raw = settings.optimizer(parameters)
@@ -144,20 +144,25 @@ class _Loop:
     def run_epoch(self) -> None:
         """Run the batches of the epoch that are left."""
         settings, state, context = self.settings, self.state, self.context
-        loader = context.train_loader(settings.name, state.epoch, state.batch)
+        loader = context.train_loader(settings.name, state.epoch, state.batch, settings.split)
         context.progress.start(
             f"{context.phase}/{settings.name} {state.epoch + 1}/{self.epochs}", self.batches, state.batch
         )
+        started, forwards = time.monotonic(), context.models.pool.forwards
         for batch in loader:
             if state.step >= self.total_steps:
                 break
             stepped = self.run_batch(to_device(batch, context.device))
+            now, ran = time.monotonic(), context.models.pool.forwards
+            state.train_seconds, started = state.train_seconds + now - started, now
+            state.teacher_forwards, forwards = state.teacher_forwards + ran - forwards, ran
             if not stepped or state.batch == self.batches:
                 continue
             due = context.checkpoint_every
             stop = context.stops(state.step)
             if stop or (due and state.step % due == 0):
                 self.save()
+                started = time.monotonic()
             if stop:
                 raise StoppedError(stop, f"{self.where()}, step {state.step}")
 
@@ -283,6 +288,7 @@ class _Loop:
         self.context.log(
             self.entry("stage_end")
             | {"epochs": state.epoch, "steps": state.step, "seconds": self.seconds(), "best_epoch": state.best_epoch}
+            | {"train_seconds": state.train_seconds, "teacher_forwards": state.teacher_forwards}
             | {"peak_memory_mb": _peak_memory_mb(self.context.device)}
         )
 

@@ -34,7 +34,7 @@ STOPS = {
 def without_times(results: Any) -> Any:
     """Return results without seconds and memory, as they are written."""
     if isinstance(results, dict):
-        skipped = ("seconds", "peak_memory_mb")
+        skipped = ("seconds", "train_seconds", "peak_memory_mb")
         return {key: without_times(value) for key, value in results.items() if key not in skipped}
     return [without_times(item) for item in results] if isinstance(results, list) else results
 

@@ -99,10 +99,11 @@ MODES = {
 
 
 def third_stage(finished: Finished) -> list[dict[str, Any]]:
-    """Return the records of the third stage, without the loss terms that only one of the runs has."""
+    """Return the records of the third stage, without what only one of the runs has."""
     records = [record for record in finished.records() if record["stage"] == "distill"]
     for record in records:
         record.pop("weights", None)
+        record.pop("teacher_forwards", None)
         record.get("losses", {}).pop("kd", None)
     return records
 

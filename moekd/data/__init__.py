@@ -5,6 +5,8 @@ from __future__ import annotations
 from . import avmnist as _avmnist
 from . import emoji as _emoji
 from . import files as _files
+from . import mfeat as _mfeat
+from . import ravdess as _ravdess
 from .corruption import Corruption, fingerprint_of, with_corruptions
 from .dataset import DATASETS, Batch, Dataset, FieldSpec, Split
 from .few_labels import labelled_mask, with_labels
@@ -29,4 +31,4 @@ __all__ = [
     "with_labels",
     "with_policy",
 ]
-del _avmnist, _emoji, _files
+del _avmnist, _emoji, _files, _mfeat, _ravdess

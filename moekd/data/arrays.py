@@ -55,6 +55,29 @@ class UnitScale:
         return scaled
 
 
+@dataclass(frozen=True)
+class Standardise:
+    """Numbers `[B, D]` -> float32 `(x - mean) / std` per feature."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> Standardise:
+        """Return the scaling by the statistics of some rows `[N, D]`; constant features are only centred."""
+        numbers = torch.from_numpy(np.asarray(values, dtype=np.float64))
+        std = numbers.std(dim=0, correction=0)
+        return cls(numbers.mean(dim=0), torch.where(std > 0, std, 1.0))
+
+    def __call__(self, values: NDArray[Any]) -> Tensor:
+        """Scale a batch."""
+        return torch.from_numpy(values.astype(np.float64)).sub_(self.mean).div_(self.std).to(torch.float32)
+
+    def recipe(self) -> dict[str, list[float]]:
+        """Return mean and standard deviation as lists."""
+        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
+
+
 def to_float(values: NDArray[Any]) -> Tensor:
     """Return a batch as float32."""
     return torch.from_numpy(values).to(torch.float32)

@@ -12,17 +12,15 @@ spectrograms that a run asks for are computed.
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
 from .avmnist_files import read_original_files
-from .storage import MANIFEST, load_array, new_folder, progress_bar, read_manifest, write_manifest
+from .storage import load_array, prepare_folder, progress_bar, read_npz
 
 PACK_FILES = ("mnist.npz", "mnist_pca.npz", "fsdd_8k.npz", "esc10_noise_8k.npz", "pairs.npz")
 ORIGINAL_FILES = (
@@ -61,25 +59,18 @@ def prepare_avmnist(source: Path | None, output: Path, progress: bool = True) ->
         DataError: unknown layout, missing or damaged source files (all missing ones are named), or an output folder
             with something else in it.
     """
-    if source is None:
-        raise DataError("data set 'avmnist' is made from files that you have: give their folder (--source DIR)")
-    if not source.is_dir():
-        raise DataError(f"source folder {source} does not exist")
-    if (output / MANIFEST).is_file():
-        known = read_manifest(output, "avmnist")
-        if known["source"] == str(source.resolve()):
-            return output
-    layout, folder = detect_layout(source)
-    with new_folder(output) as temporary:
+
+    def write(source: Path, folder: Path) -> dict[str, Any]:
+        layout, start = detect_layout(source)
         if layout == "original":
-            _write_original(folder, temporary, progress)
+            _write_original(start, folder, progress)
         else:
-            arrays = read_pack(folder) if layout == "pack" else read_original_files(folder, PAIR, progress)
+            arrays = read_pack(start) if layout == "pack" else read_original_files(start, PAIR, progress)
             for name, array in arrays.items():
-                np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-        kind = "original" if layout == "original" else "pairs"
-        write_manifest(temporary, name="avmnist", format=kind, layout=layout, source=str(source.resolve()))
-    return output
+                np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        return {"format": "original" if layout == "original" else "pairs", "layout": layout}
+
+    return prepare_folder("avmnist", source, output, write)
 
 
 def detect_layout(source: Path) -> tuple[str, Path]:
@@ -104,12 +95,12 @@ def read_pack(folder: Path) -> Arrays:
     Raises:
         DataError: a file can't be read or lacks an array.
     """
-    mnist = _read_npz(folder / "mnist.npz", ["train_x", "train_y", "test_x", "test_y"])
-    pca = _read_npz(folder / "mnist_pca.npz", ["mean", "components"])
-    speech = _read_npz(folder / "fsdd_8k.npz", ["wave", "offset"])
-    noise = _read_npz(folder / "esc10_noise_8k.npz", ["mulaw"])
+    mnist = read_npz(folder / "mnist.npz", ["train_x", "train_y", "test_x", "test_y"])
+    pca = read_npz(folder / "mnist_pca.npz", ["mean", "components"])
+    speech = read_npz(folder / "fsdd_8k.npz", ["wave", "offset"])
+    noise = read_npz(folder / "esc10_noise_8k.npz", ["mulaw"])
     keys = [f"{split}_{name}" for split in ("train", "val", "test") for name in PAIR.names or ()]
-    columns = _read_npz(folder / "pairs.npz", keys)
+    columns = read_npz(folder / "pairs.npz", keys)
     arrays = {
         "image_train": mnist["train_x"][:, None],
         "image_test": mnist["test_x"][:, None],
@@ -129,17 +120,6 @@ def read_pack(folder: Path) -> Arrays:
             raise DataError(f"{folder / 'pairs.npz'}: {split} pair {wrong[0]} has another label than its image")
         arrays[f"pairs_{split}"] = pairs
     return arrays
-
-
-def _read_npz(path: Path, keys: list[str]) -> Arrays:
-    try:
-        with np.load(path, allow_pickle=False) as pack:
-            missing = [key for key in keys if key not in pack.files]
-            if missing:
-                raise DataError(f"{path} lacks the arrays {', '.join(missing)}")
-            return {key: pack[key] for key in keys}
-    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} can't be read: {error}") from error
 
 
 def _write_original(folder: Path, output: Path, progress: bool) -> None:

@@ -7,10 +7,12 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +91,49 @@ def read_manifest(folder: Path, name: str) -> dict[str, Any]:
                 f"{facts['bytes']} bytes: prepare the data set again"
             )
     return manifest
+
+
+def prepare_folder(name: str, source: Path | None, output: Path, write: Callable[[Path, Path], dict[str, Any]]) -> Path:
+    """Make the folder of a prepared data set from files that the user has.
+
+    Args:
+        name: kind of the data set.
+        source: folder with the files.
+        output: folder to make; one that was prepared from the same source is kept as it is.
+        write: takes the source and a temporary folder, writes the arrays there and returns facts for the manifest.
+
+    Returns:
+        `output`.
+
+    Raises:
+        DataError: no source, or something else lies in the output folder.
+    """
+    if source is None:
+        raise DataError(f"data set '{name}' is made from files that you have: give their folder (--source DIR)")
+    if not source.is_dir():
+        raise DataError(f"source folder {source} does not exist")
+    if (output / MANIFEST).is_file() and read_manifest(output, name)["source"] == str(source.resolve()):
+        return output
+    with new_folder(output) as temporary:
+        facts = write(source, temporary)
+        write_manifest(temporary, name=name, source=str(source.resolve()), **facts)
+    return output
+
+
+def read_npz(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return some arrays of an `.npz` file.
+
+    Raises:
+        DataError: the file can't be read, lacks an array or holds pickled objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as pack:
+            missing = [key for key in keys if key not in pack.files]
+            if missing:
+                raise DataError(f"{path} lacks the arrays {', '.join(missing)}")
+            return {key: pack[key] for key in keys}
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error, AttributeError) as error:
+        raise DataError(f"{path} can't be read: {error}") from error
 
 
 def load_array(path: Path) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from .run import Run, mapping, number, numbers
 from .table import Row
 
 LIMIT = 30
+USE_COLORS = LinearSegmentedColormap.from_list("use", ["#F7FBFF", "#6BAED6", "#08306B"]).with_extremes(bad="#DDDDDD")
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,7 @@ def teacher_use(run: Run, rows: Sequence[ClassRow]) -> list[Drawing]:
     shown, note = frequent(known)
     table = np.array([by_class[index] for index in shown], dtype=np.float64)
     figure, (axis,) = new_figure(1.5 + 0.21 * len(shown))
-    colors = LinearSegmentedColormap.from_list("use", ["#F7FBFF", "#6BAED6", "#08306B"]).with_extremes(bad="#DDDDDD")
-    axis.imshow(np.ma.masked_invalid(table), cmap=colors, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axis.imshow(np.ma.masked_invalid(table), cmap=USE_COLORS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axis.grid(False)
     axis.xaxis.tick_top()
     crowded = len(variants) > 3

@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from matplotlib.ticker import FuncFormatter
-
 from ..atomic import write_text
 from ..errors import DataError
 from ..evaluation.comparison import Difference, paired
 from ..evaluation.statistics import mean_interval
-from .figures import PALETTE, Drawing, finish, new_figure, shorten, slug, styled
+from .figures import PALETTE, Drawing, finish, shorten, slug, styled
 from .html import Cell, PageTable, render
+from .intervals import Entry, interval_figure
 from .run import Run, number, read_run
 from .summary import duration
 from .table import Role, Row, count, decimal, p_value, percent, points, results_table, span
@@ -118,21 +117,16 @@ def interval_plot(split: str, arms: Sequence[Arm]) -> Drawing:
     """Draw the seeds of each arm as dots and their mean with its 95% interval."""
     shown = [arm for arm in arms if arm.role != "teacher" and arm.values(_headline)]
     shown.sort(key=lambda arm: mean_interval(arm.values(_headline)).mean)
-    figure, (axis,) = new_figure(1.3 + 0.42 * max(1, len(shown)))
     groups = list(dict.fromkeys(arm.group for arm in arms))
-    for height, arm in enumerate(shown):
+    entries = []
+    for arm in shown:
         values = arm.values(_headline)
         mean, low, high, _ = mean_interval(values)
         color = PALETTE[groups.index(arm.group) % len(PALETTE)]
-        axis.plot(values, [height - 0.2] * len(values), "o", color=color, ms=4, alpha=0.55, mew=0)
-        if low is not None and high is not None:
-            axis.hlines(height + 0.08, low, high, color=color, lw=2.2)
-        axis.plot([mean], [height + 0.08], "D" if arm.role == "student" else "s", color=color, ms=6.5)
-    labels = [shorten(arm.name if arm.role == "student" else arm.model, 28) for arm in shown]
-    axis.set_yticks(range(len(shown)), labels, fontsize=8.5)
-    axis.set_ylim(-0.6, max(0.6, len(shown) - 0.4))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-    axis.set_xlabel("mIoU" if any(row.dense for arm in shown for row in arm.rows.values()) else "accuracy")
+        label = shorten(arm.name if arm.role == "student" else arm.model, 28)
+        entries.append(Entry(label, values, mean, low, high, color, "D" if arm.role == "student" else "s"))
+    dense = any(row.dense for arm in shown for row in arm.rows.values())
+    figure = interval_figure(entries, "mIoU" if dense else "accuracy", lambda value: f"{100 * value:g}%")
     words = "; ".join(f"{arm.name} {percent(mean_interval(arm.values(_headline)).mean)}" for arm in reversed(shown))
     caption = f"{split}: seeds (dots), mean and 95% interval; diamonds are students, squares baselines"
     caption += " in the colour of their group" if len(groups) > 1 else ""

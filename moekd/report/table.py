@@ -85,9 +85,9 @@ def decimal(value: float, digits: int = 3) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def points(value: float) -> str:
+def points(value: float, digits: int = 1) -> str:
     """Format a difference of shares in percentage points with its sign; "-" for NaN."""
-    return "-" if math.isnan(value) else f"{100 * value:+.1f}"
+    return "-" if math.isnan(value) else f"{100 * value:+.{digits}f}"
 
 
 def count(value: float | None) -> str:

@@ -1,0 +1,107 @@
+"""The rows of an ablation as a CSV file: one line a setting, split, arm and seed, and back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .run import mapping, number
+
+Row = Mapping[str, Any]
+
+PLACE = ("setting", "split", "arm", "title", "seed", "status", "reason")
+OUTCOMES = ("accuracy", "balanced_accuracy", "weighted_f1", "loss")
+COST = ("seconds_per_step", "teacher_forwards_per_step", "seconds")
+ROUTING = (
+    "entropy",
+    "load_cv",
+    "oracle_weight",
+    "oracle_agreement",
+    "chance_agreement",
+    "chosen_loss",
+    "oracle_loss",
+    "mean_loss",
+)
+NAMED = ("shares", "teachers")
+COLUMNS = (*PLACE, *OUTCOMES, *COST, *ROUTING, *NAMED)
+
+
+def rows_to_csv(rows: Sequence[Row], metric: str = "accuracy") -> str:
+    """Return the rows as CSV with `COLUMNS` (and the metric, where it is none of them), numbers with 6 digits.
+
+    An empty cell is a number that was not measured; `nan` and `inf` are measured ones. `shares` (of the variants) and
+    `teachers` (their accuracy on the split) are JSON objects {name: number}.
+    """
+    extra = () if metric in COLUMNS else (metric,)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*COLUMNS, *extra])
+    for row in rows:
+        routing = mapping(row.get("routing"))
+        shares = dict(zip(routing.get("variants") or (), routing.get("shares") or (), strict=False))
+        cells = [_text(row.get(key)) for key in PLACE]
+        cells += [_number(row.get(key)) for key in (*OUTCOMES, *COST)]
+        cells += [_number(routing.get(key)) for key in ROUTING]
+        cells += [_named(shares), _named(mapping(row.get("teachers")))]
+        writer.writerow(cells + [_number(row.get(key)) for key in extra])
+    return file.getvalue()
+
+
+def read_ablation_csv(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of an ablation back from its CSV file; tables can be made from them again.
+
+    What the file does not hold (routing by class and over training, configs) is absent from the rows.
+
+    Raises:
+        DataError: the file can't be read, a column is missing, or a cell is not what its column holds.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            missing = [name for name in (*PLACE, *OUTCOMES) if name not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(f"{path} is not the table of an ablation: it lacks the columns {', '.join(missing)}")
+            return [_row(path, reader.line_num, cells) for cells in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"the table of an ablation can't be read from {path}: {error}") from error
+
+
+def _row(path: Path, line: int, cells: dict[str, Any]) -> dict[str, Any]:
+    if None in cells or None in cells.values():
+        raise DataError(f"{path}, line {line}: expected as many cells as the header has columns")
+    try:
+        row: dict[str, Any] = {key: cells[key] for key in PLACE} | {"seed": int(cells["seed"])}
+        others = [key for key in cells if key not in (*PLACE, *ROUTING, *NAMED)]
+        row |= {key: _parsed(cells[key]) for key in others}
+        shares, teachers = (json.loads(cells.get(key) or "{}") for key in NAMED)
+    except ValueError as error:
+        raise DataError(f"{path}, line {line}: {error}") from error
+    routing: dict[str, Any] = {key: _parsed(cells[key]) for key in ROUTING if cells.get(key)}
+    if shares or routing:
+        routing |= {"variants": list(shares), "shares": list(shares.values())}
+    return row | {"routing": routing or None, "teachers": teachers}
+
+
+def _parsed(cell: str) -> float | None:
+    return float(cell) if cell else None
+
+
+def _number(value: Any) -> str:
+    return "" if value is None or isinstance(value, str) else f"{number(value):.6g}"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else " ".join(str(value).split())
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    known = {str(name): number(value) for name, value in values.items()}
+    kept = {name: float(f"{value:.6g}") for name, value in known.items() if math.isfinite(value)}
+    return json.dumps(kept, ensure_ascii=False) if kept else ""

@@ -1,0 +1,189 @@
+"""The tables of an ablation: arms of a setting, what routing did and cost, arms by settings, what is left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from ..evaluation.comparison import MIN_PAIRS, Difference
+from .ablation_blocks import Ablation, ArmResult, Block, Metric
+from .html import Cell, PageTable
+from .run import number
+from .table import count, decimal, p_value, percent, span
+
+ENTROPY, LOAD, BEST, AGREEMENT = "Routing entropy, nats", "Load, cv", "Weight on best teacher", "Best teacher chosen"
+FEW_PAIRS = f"n < {MIN_PAIRS}"
+
+
+def result_table(block: Block, ablation: Ablation) -> PageTable:
+    """Return one row an arm: seeds, mean, interval, sd, paired difference to the baseline, p, share of the gap."""
+    metric = ablation.about.metric
+    header = ["Arm", "Seeds", f"{metric.label.capitalize()}, mean", "95% interval", f"SD, {metric.unit}"]
+    header += [f"Difference, {metric.unit}", "95% interval of it", "p", "p, Holm"]
+    header += ["Gap to oracle closed"] if block.oracle else []
+    rows = []
+    for arm in block.arms:
+        interval, found = arm.compared.interval, arm.difference
+        low, high = (interval.low, interval.high) if interval else (None, None)
+        sd = interval.sd if interval else None
+        cells = [_name(arm), seeds_cell(arm, ablation), Cell(metric.value(arm.mean, 2), arm.mean)]
+        cells += [Cell(span(low, high, lambda x: metric.value(x, 2)), number(low)), Cell(metric.spread(sd), number(sd))]
+        cells += [difference_cell(arm, block, metric)]
+        if found is None:
+            cells += [Cell("-", math.nan)] * 3
+        else:
+            cells += [Cell(span(found.low, found.high, lambda x: metric.difference(x, 2)), number(found.low))]
+            cells += [Cell(p_text(found, p), number(p)) for p in (found.p, found.p_holm)]
+        cells += [share_cell(arm, block)] if block.oracle else []
+        rows.append(cells)
+    caption = f"{block.setting}, {block.split}: {metric.label} over seeds"
+    if block.baseline:
+        caption += f", and the paired difference to '{block.baseline.title}'"
+    return PageTable(caption, header, rows, _baseline_rows(block))
+
+
+def routing_table(block: Block) -> PageTable:
+    """Return one row an arm: time and teacher forwards a step, entropy, load, agreement with the oracle, losses."""
+    header = ["Arm", "Seconds a step", "Teacher forwards a step", ENTROPY, LOAD, BEST, AGREEMENT]
+    header += ["Loss of chosen teacher", "of the best one", "of all on average"]
+    rows = []
+    for arm in block.arms:
+        cells = [_name(arm), _decimal(arm, "seconds_per_step", 4), _decimal(arm, "teacher_forwards_per_step", 2)]
+        cells += [_detailed(arm, "entropy", "relative_entropy", "{} of ln T", lambda x: decimal(x, 2))]
+        cells += [_decimal(arm, "load_cv", 2)]
+        cells += [_detailed(arm, "oracle_weight", "chance_weight", "chance {}", percent)]
+        cells += [_detailed(arm, "oracle_agreement", "chance_agreement", "chance {}", percent)]
+        cells += [_decimal(arm, key, 3) for key in ("chosen_loss", "oracle_loss", "mean_loss")]
+        rows.append(cells)
+    caption = f"{block.setting}: cost of a step, and what the router did (means over seeds)"
+    return PageTable(caption, header, rows, _baseline_rows(block))
+
+
+def other_measures(block: Block) -> PageTable:
+    """Return one row an arm: every measure of the student, and the time of the arm's own stages."""
+    header = ["Arm", "Accuracy", "Balanced accuracy", "Weighted F1", "Loss", "Seconds"]
+    rows = []
+    for arm in block.arms:
+        shares = ("accuracy", "balanced_accuracy", "weighted_f1")
+        cells = [_name(arm), *(Cell(percent(arm.means[key], 2), arm.means[key]) for key in shares)]
+        rows.append([*cells, _decimal(arm, "loss", 4), Cell(count(arm.means["seconds"]), arm.means["seconds"])])
+    return PageTable(f"{block.setting}, {block.split}: other measures, means over seeds", header, rows)
+
+
+def matrix(ablation: Ablation, split: str) -> PageTable:
+    """Return paired differences to the baseline, arms by settings, on one split; the arms with most gain on top."""
+    metric = ablation.about.metric
+    blocks = [block for block in ablation.blocks if block.split == split]
+    arms: dict[str, ArmResult] = {arm.name: arm for block in blocks for arm in block.arms}
+    found = {(b.setting, a.name): a for b in blocks for a in b.arms}
+    rows: list[tuple[float, list[Cell], bool]] = []
+    for name, arm in arms.items():
+        here = [found.get((block.setting, name)) for block in blocks]
+        gains = [a.difference.mean for a in here if a and a.difference]
+        mean = sum(gains) / len(gains) if len(gains) == len(blocks) else math.nan
+        base = name == ablation.about.baseline
+        cells = [_name(arm)]
+        for result in here:
+            if base and result:
+                cells.append(Cell(metric.value(result.mean), 0.0))
+            elif result is None or result.difference is None:
+                cells.append(Cell("-", math.nan))
+            else:
+                cells.append(matrix_cell(result.difference, metric))
+        cells.append(Cell("baseline" if base else metric.difference(mean), 0.0 if base else mean))
+        order = sum(gains) / len(gains) if gains else 0.0
+        rows.append((-metric.gain(order), cells, base))
+    rows.sort(key=lambda row: row[0])
+    header = ["Arm", *(block.setting for block in blocks), "Mean of settings"]
+    caption = f"{split}: difference of {metric.label} to the baseline, in {metric.unit}"
+    strong = frozenset(index for index, row in enumerate(rows) if row[2])
+    return PageTable(caption, header, [cells for _, cells, _ in rows], strong)
+
+
+def matrix_cell(found: Difference, metric: Metric) -> Cell:
+    """Return a coloured cell: sign and asterisk say the same as the colour."""
+    text = metric.difference(found.mean) + ("*" if found.beyond_chance else "")
+    detail = "" if found.low is None or found.high is None else span(found.low, found.high, metric.difference)
+    return Cell(text, found.mean, detail, direction(found, metric))
+
+
+def direction(found: Difference, metric: Metric) -> str:
+    """Return up or down with 1 (interval includes 0), 2 (it does not) or 3 (p < 0.05 after Holm); empty for 0."""
+    if found.mean == 0:
+        return ""
+    sure = found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
+    return ("up" if metric.gain(found.mean) > 0 else "down") + ("3" if found.beyond_chance else "2" if sure else "1")
+
+
+def excluded_table(ablation: Ablation) -> PageTable | None:
+    """Return the runs that are not in the comparison, with the reason."""
+    if not ablation.excluded:
+        return None
+    rows = []
+    for found in ablation.excluded:
+        seeds = ", ".join(map(str, found.seeds))
+        arm = Cell(found.title, detail=found.arm if found.arm != found.title else "")
+        rows.append([arm, Cell(found.setting), Cell(seeds), Cell(found.status), Cell(found.reason or "-")])
+    return PageTable("runs that are not in the comparison", ["Arm", "Setting", "Seeds", "Status", "Reason"], rows)
+
+
+def difference_cell(arm: ArmResult, block: Block, metric: Metric) -> Cell:
+    """Return the paired difference; the baseline says that it is the baseline."""
+    if block.baseline is arm:
+        return Cell("baseline", 0.0)
+    if arm.difference is None:
+        return Cell("-", math.nan)
+    star = "*" if arm.difference.beyond_chance else ""
+    text = metric.difference(arm.difference.mean, 2) + star
+    return Cell(text, arm.difference.mean, mark=direction(arm.difference, metric))
+
+
+def seeds_cell(arm: ArmResult, ablation: Ablation) -> Cell:
+    """Return the number of seeds, and of how many where some are missing."""
+    expected = len(ablation.about.seeds)
+    return Cell(f"{arm.n} of {expected}" if arm.n < expected else str(arm.n), arm.n)
+
+
+def share_cell(arm: ArmResult, block: Block) -> Cell:
+    """Return the share of the gap to the oracle with its interval."""
+    if arm is block.oracle:
+        return Cell("oracle", 1.0)
+    if arm.share is None:
+        return Cell("-", math.nan)
+    detail = span(arm.share.low, arm.share.high, lambda x: percent(x, 0))
+    return Cell(percent(arm.share.value, 0), arm.share.value, detail if detail != "-" else "")
+
+
+def p_text(found: Difference, p: float | None) -> str:
+    """Return a p-value, or why there is none."""
+    return FEW_PAIRS if found.n < MIN_PAIRS else p_value(p)
+
+
+def without_empty(table: PageTable, keep: Sequence[str] = ()) -> PageTable:
+    """Leave out the columns in which no row has a value."""
+    kept = [
+        column
+        for column, name in enumerate(table.header)
+        if column == 0 or name in keep or any(row[column].text != "-" for row in table.rows)
+    ]
+    rows = [[row[column] for column in kept] for row in table.rows]
+    return PageTable(table.caption, [table.header[column] for column in kept], rows, table.strong)
+
+
+def _name(arm: ArmResult) -> Cell:
+    return Cell(arm.title, detail=arm.name if arm.name != arm.title else "")
+
+
+def _decimal(arm: ArmResult, key: str, digits: int) -> Cell:
+    return Cell(decimal(arm.means[key], digits), arm.means[key])
+
+
+def _detailed(arm: ArmResult, key: str, beside: str, words: str, form: Callable[[float], str]) -> Cell:
+    """Return a mean with another one in small print (a relative number in percent)."""
+    value, other = arm.means[key], arm.means[beside]
+    detail = "" if math.isnan(value) or math.isnan(other) else words.format(percent(other, 0))
+    return Cell(form(value), value, detail)
+
+
+def _baseline_rows(block: Block) -> frozenset[int]:
+    return frozenset(index for index, arm in enumerate(block.arms) if arm is block.baseline)

@@ -15,6 +15,7 @@ from .model import Batch
 from .program import Phase, Program
 from .schedules import Progress
 from .stages import StageSettings
+from .stages.fit_gates import fit, gates_to_fit, trial_batch
 from .stages.teacher_plan import plan_teachers
 from .stages.trainable import parameters_of, train_only
 from .step import Models, Step
@@ -64,6 +65,8 @@ def _step(program: Program, phase: Phase, index: int) -> dict[str, Any]:
     plan = plan_teachers(models, program.data, settings)
     for transform in settings.transforms:
         sample = transform(sample, Progress())
+    for gate in gates_to_fit(models, settings):
+        fit(gate, models, iter([trial_batch(_sample(program, gate.fit_on or settings.split))]))
     before = program.pool.forwards
     step = Step(sample, models, variants=plan.variants, features=plan.features)
     losses = {name: loss for weighted in settings.objectives for name, loss in weighted.terms(step).items()}
@@ -126,6 +129,7 @@ def _untouched(program: Program) -> Iterator[None]:
     modules = [module for root in roots for module in root.modules()]
     modes = [(module, module.training) for module in modules]
     buffers = [(buffer, buffer.clone()) for root in roots for buffer in root.buffers()]
+    states = [(router, {key: value.clone() for key, value in router.state_dict().items()}) for router in routers]
     gradients = [(parameter, parameter.requires_grad) for root in roots for parameter in root.parameters()]
     teachers = [(teacher, teacher.trained) for teacher in map(program.pool.teacher, program.pool.names)]
     forwards = program.pool.forwards
@@ -142,3 +146,5 @@ def _untouched(program: Program) -> Iterator[None]:
             parameter.requires_grad_(wanted)
         for buffer, value in buffers:
             buffer.copy_(value)
+        for router, state in states:
+            router.load_state_dict(state)  # what gates remember besides follows from their buffers

@@ -55,6 +55,7 @@ def measure(
     main = program.phases[0]
     records = run.read_metrics() if run.metrics.exists() else []
     stages = [record for record in records if record["type"] == "stage_end"]
+    routed = main.router is not None and main.router.fitted
     return {
         **program.about,
         "name": run.name,
@@ -64,7 +65,7 @@ def measure(
         "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
         "teachers": list(program.pool.names),
         "test": test,
-        "routing": measure_routing(program, accelerator, main, program.test_splits[0], store) if main.router else None,
+        "routing": measure_routing(program, accelerator, main, program.test_splits[0], store) if routed else None,
         "stages": [{key: value for key, value in record.items() if key != "type"} for record in stages],
         "seconds": sum(record["seconds"] for record in stages),
     }

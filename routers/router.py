@@ -111,6 +111,11 @@ class Router(nn.Module):
         """True when all teachers must have run before rows can be routed."""
         return self.gate.needs_teachers or self.selection.needs_teachers or self.signal in ("task", "oracle")
 
+    @property
+    def fitted(self) -> bool:
+        """False while its gate has yet to be fitted by a stage."""
+        return all(gate.fitted for gate in self.modules() if isinstance(gate, Gate))
+
     def forward(self, step: Step) -> Routing:
         """Return the routing of the step's instances."""
         scored = self.gate(step)
@@ -152,6 +157,10 @@ class Router(nn.Module):
         """Let gate and selection update what no gradient trains (loads, biases); called once after every step."""
         for part in (self.gate, self.selection, self.alarm):
             part.after_step()
+
+    def after_epoch(self) -> None:
+        """Let the gate update what it updates once an epoch; called by stages that train the router."""
+        self.gate.after_epoch()
 
     def warn_of_collapse(self, names: Sequence[str]) -> bool:
         """Log a warning if one of the teachers `names` takes nearly all rows for long; tell whether it does."""

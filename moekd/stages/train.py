@@ -22,6 +22,7 @@ from ..registry import Injected
 from ..schedules import Progress
 from .base import STAGES, Stage, StageSettings
 from .context import StageContext
+from .fit_gates import fit_gates
 from .guard import FiniteGuard
 from .loop_state import LoopState, adopt_options, copy_weights, load_weights, options_of
 from .teacher_plan import build_cache, plan_teachers
@@ -66,6 +67,8 @@ class _Loop:
             if module is not None:
                 module.to(context.device)
         cache = build_cache(context, settings, plan)
+        if resume is None:
+            fit_gates(context, settings, cache)
         self.module = TrainingStep(
             context.models, settings.objectives, settings.transforms, plan.variants, plan.features, cache
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from ...model import Batch
 from ...registry import Registry
+from ...signals import PoolSignals
 
 if TYPE_CHECKING:
     from ...step import Step
@@ -32,6 +34,16 @@ class Gate(nn.Module):
     needs_teachers: bool = False
     #: True when the scores are the logarithms of weights that a formula gives, so that ignoring them is a mistake.
     gives_weights = False
+    #: True when the gate reads tapped activations, so that they are recorded.
+    reads_features: bool = False
+    #: True when there is one more score than teachers: the last one is the label's.
+    scores_label: bool = False
+    #: True when the gate trains its parameters itself, in `after_step` and `after_epoch` (signal "policy").
+    trains_itself: bool = False
+    #: Split on which `fit` measures the teachers before the first step of a stage; None: there is nothing to measure.
+    fit_on: Literal["train", "val"] | None = None
+    #: False while a gate that has to be fitted is not.
+    fitted: bool = True
     #: Keys of a `router` section with which this gate makes sense, where they differ from `examples`' own: the other
     #: parts of the router, and under "gate" options of the gate itself.
     example: ClassVar[Mapping[str, Any]] = {}
@@ -51,8 +63,21 @@ class Gate(nn.Module):
         """Return the scores, `[B, T]`."""
         raise NotImplementedError
 
+    def fit(self, teachers: Callable[[Batch], PoolSignals], batches: Iterable[Batch]) -> None:
+        """Measure what the gate needs to know about the teachers; every process calls this with its own batches.
+
+        The result has to lie in buffers, so that checkpoints hold it.
+
+        Args:
+            teachers: gives the signals of the router's teachers, in its order, for a batch.
+            batches: the whole split `fit_on`, each row once.
+        """
+
     def after_step(self) -> None:
         """Update what no gradient trains; called once after every optimizer step."""
+
+    def after_epoch(self) -> None:
+        """Update what is updated once an epoch; called by stages that train the router."""
 
 
 GATES: Registry[Gate] = Registry("gate", "gates", base=Gate)

@@ -6,7 +6,7 @@ Shapes: B batch, T teacher variants, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,9 @@ class ClassOracleGate(Gate):
         num_classes: number C of classes.
         num_teachers: number T of teacher variants.
         accuracies: for every teacher variant, in pool order, its accuracy on every class, measured on data that neither
-            teachers nor student learn from. Without it, call `fit` before the gate is used; checkpoints hold the table.
+            teachers nor student learn from. Without it every stage measures them before its first step; checkpoints
+            hold the table.
+        fit_on: split that they are measured on.
     """
 
     accuracy: Tensor
@@ -49,6 +51,7 @@ class ClassOracleGate(Gate):
         num_classes: Injected[int],
         num_teachers: Injected[int],
         accuracies: Sequence[Sequence[float]] | None = None,
+        fit_on: Literal["train", "val"] = "val",
     ) -> None:
         super().__init__()
         self.register_buffer("accuracy", torch.full((num_teachers, num_classes), torch.nan))
@@ -61,6 +64,7 @@ class ClassOracleGate(Gate):
                 )
             self.accuracy.copy_(torch.tensor(accuracies))
         self.fitted = accuracies is not None
+        self.fit_on = None if self.fitted else fit_on
 
     def forward(self, step: Step) -> Tensor:
         """Return the logarithms of the weights, `[B, T]`.
@@ -83,7 +87,7 @@ class ClassOracleGate(Gate):
 
         Args:
             teachers: the pool: signals of all experts for a batch.
-            batches: with labels; rows whose label is negative do not count.
+            batches: with labels; rows without one do not count.
 
         Raises:
             DataError: no row has a label.
@@ -92,6 +96,8 @@ class ClassOracleGate(Gate):
         for batch in batches:
             labels_B = batch["label"].to(right_TC.device)
             known_B = labels_B >= 0
+            if "labelled" in batch:
+                known_B = known_B & batch["labelled"].to(right_TC.device)
             hits_BT = teachers(batch).logits.argmax(dim=2).to(right_TC.device) == labels_B[:, None]
             counted_BT = hits_BT[known_B].to(right_TC.dtype)
             right_TC.index_add_(1, labels_B[known_B], counted_BT.T)

@@ -84,4 +84,4 @@ def test_refused() -> None:
 
 def test_registered() -> None:
     assert GATES.get("class_oracle") is ClassOracleGate
-    assert set(GATES.parameters("class_oracle")) == {"accuracies"}
+    assert set(GATES.parameters("class_oracle")) == {"accuracies", "fit_on"}

@@ -20,7 +20,6 @@ NAMES = ["a", "b", "c"]
 ARMS = example_routers(len(NAMES))
 REFUSED = {
     "dense_instance": "'dense_instance' needs dense student logits .* found \\(4, 4\\); use 'instance'",
-    "class_oracle": "has no accuracies",
 }
 
 

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..errors import ConfigError, ModelError
+from ..errors import ModelError
 from ..signals import full_precision
 from .alarm import CollapseAlarm
 from .balances import Balance
+from .combinations import default_signal, refuse_contradictions
 from .gates import Gate
 from .gates.base import Scores
+from .measures import labels_of
 from .routing import Combine, Mix, Routing, Signal
-from .selections import Dense, Drop, Selection
+from .selections import Selection
 from .selections.base import Selected
 from .supervision import oracle_loss, task_loss
 
@@ -37,17 +39,18 @@ class Router(nn.Module):
             distributions.
         signal: where the gate's gradient comes from: `aux_only` (balance losses), `kd` (the weights in the distillation
             loss), `task` (cross-entropy of the mixture of the teachers against the label), `oracle` (cross-entropy of
-            the scores against the teacher that is best at the row), `none`.
-            Default: `aux_only` with `select` or a single chosen teacher (whose weight is always 1), else `kd`.
+            the scores against the teacher that is best at the row), `bilevel` (the loss on held-out rows after the
+            student's step; needs a stage of kind `bilevel`), `policy` (a reward; the gate trains itself), `none`.
+            Default: `policy` for a gate that trains itself, `aux_only` with `select` or a single chosen teacher (whose
+            weight is always 1), else `kd`.
         mix: what `target` and the signal `task` mix: `probs` or `logits`.
         experts: names of the teachers and variants that it chooses among, in the order of the axis T; None: all experts
             of the pool.
         oracle_tau: temperature in nats of soft targets of the signal `oracle`; None: hard ones.
 
     Raises:
-        ConfigError: `select`, or constant weights such as that of a single chosen teacher, with the signal `kd`: the
-            gate would get no such gradient. `select` with the selection `dense` and a gate that gives weights.
-            `oracle_tau` not positive, or without the signal `oracle`.
+        ConfigError: parts that exclude each other, such as `select`, or the constant weight of a single chosen teacher,
+            with the signal `kd`: the gate would get no such gradient.
     """
 
     def __init__(
@@ -67,44 +70,10 @@ class Router(nn.Module):
         self.balance = nn.ModuleList(balance)
         self.alarm = CollapseAlarm()
         self.combine: Combine = combine
-        self.signal: Signal = signal or ("aux_only" if combine == "select" or selection.constant_weights else "kd")
+        self.signal: Signal = signal or default_signal(gate, selection, combine)
         self.mix: Mix = mix
         self.oracle_tau = oracle_tau
-        if oracle_tau is not None and (self.signal != "oracle" or oracle_tau <= 0):
-            raise ConfigError(
-                f"router.oracle_tau: soft targets of the signal 'oracle' have a temperature > 0; found {oracle_tau} "
-                f"with the signal '{self.signal}'"
-            )
-        if combine == "select" and self.signal == "kd":
-            raise ConfigError(
-                "router.signal: with combine 'select' the weights multiply no loss: 'kd' gives the gate no gradient; "
-                "use combine 'loss' or 'target', or signal 'aux_only' or 'task'"
-            )
-        if combine == "select" and gate.gives_weights and isinstance(selection, Dense):
-            raise ConfigError(
-                "router.combine: with 'select' and the selection 'dense' every teacher counts the same, so the weights "
-                f"of {type(gate).__name__} would be ignored; use combine 'loss' or 'target'"
-            )
-        if combine == "select" and isinstance(selection, Drop) and not selection.sums_to_one:
-            raise ConfigError(
-                "router.combine: with 'select' every row counts the same, so normalise 'all' of the selection 'drop' "
-                "would be ignored; use combine 'loss' or normalise 'row'"
-            )
-        if selection.constant_weights and self.signal == "kd":
-            if selection.k != 1:
-                raise ConfigError(
-                    f"router.signal: the weights of {type(selection).__name__} are constants, so the distillation loss "
-                    "gives the gate no gradient; leave 'kd' out, or use selection 'dense' or 'top_k'"
-                )
-            raise ConfigError(
-                "router.selection.k: the weight of a single chosen teacher is always 1, so the distillation loss "
-                "gives the gate no gradient; use k >= 2, selection 'dense', or signal 'task'"
-            )
-        if combine == "target" and not selection.sums_to_one:
-            raise ConfigError(
-                "router.combine: 'target' mixes distributions with weights that sum to 1, those of this selection do "
-                "not; use combine 'loss', or normalise the selection's weights"
-            )
+        refuse_contradictions(gate, selection, balance, combine, self.signal, oracle_tau)
 
     @property
     def needs_teachers(self) -> bool:
@@ -122,11 +91,13 @@ class Router(nn.Module):
         scored = scored if isinstance(scored, Scores) else Scores(scored, {})
         logits = full_precision(scored.logits)
         experts = len(step.experts)
-        if logits.dim() != 2 or logits.shape[1] != experts:
+        if logits.dim() != 2 or logits.shape[1] != experts + self.gate.scores_label:
             raise ModelError(
                 f"gate {type(self.gate).__name__} gave scores of shape {tuple(logits.shape)}; "
-                f"expected [batch, {experts} teachers]"
+                f"expected [batch, {experts} teachers{' and the label' if self.gate.scores_label else ''}]"
             )
+        label_weights = self._label_weights(step, logits) if self.gate.scores_label else None
+        logits = logits[:, :experts]
         probs = logits.softmax(dim=1)
         found = self.selection(logits, probs, step)
         selected = found if isinstance(found, Selected) else Selected(*found)
@@ -139,6 +110,7 @@ class Router(nn.Module):
             combine=self.combine,
             signal=self.signal,
             mix=self.mix,
+            label_weights=label_weights,
         )
         if step.training and self.signal != "none":
             for index, balance in enumerate(self.balance):
@@ -152,6 +124,11 @@ class Router(nn.Module):
         if step.training and self.training and logits.requires_grad:
             self.alarm.add(routing.applied_weights.sum(dim=0))
         return routing
+
+    def _label_weights(self, step: Step, scores: Tensor) -> Tensor:
+        """Return how much the label counts beside the teachers, `[B]`; 0 where there is none."""
+        _, known_B = labels_of(step, f"the gate {type(self.gate).__name__}")
+        return scores.softmax(dim=1)[:, -1].where(known_B, 0.0)
 
     def after_step(self) -> None:
         """Let gate and selection update what no gradient trains (loads, biases); called once after every step."""

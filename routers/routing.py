@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Combine = Literal["select", "loss", "target"]
-Signal = Literal["aux_only", "kd", "task", "oracle", "none"]
+Signal = Literal["aux_only", "kd", "task", "oracle", "bilevel", "policy", "none"]
 Mix = Literal["probs", "logits"]
 
 
@@ -34,6 +34,9 @@ class Routing:
         combine: how objectives use the weights: "select", "loss" or "target".
         signal: where the gate's gradient comes from.
         mix: what "target" mixes.
+        label_weights: how much the label counts beside the teachers, `[B]` in [0, 1]; None: the gate does not weigh it.
+        hypothetical: the weights carry a gradient although the signal is not "kd": a stage asks what another weight
+            would have led to.
     """
 
     weights: Tensor
@@ -47,6 +50,8 @@ class Routing:
     combine: Combine = "select"
     signal: Signal = "aux_only"
     mix: Mix = "probs"
+    label_weights: Tensor | None = None
+    hypothetical: bool = False
 
     @property
     def applied_weights(self) -> Tensor:
@@ -61,7 +66,23 @@ class Routing:
             filled = (self.chosen >= 0).to(self.weights.dtype)
             share = filled / filled.sum(dim=1, keepdim=True).clamp_min(1)
             return torch.zeros_like(self.weights).scatter_add(1, self.chosen.clamp_min(0), share)
-        return self.weights if self.signal == "kd" else self.weights.detach()
+        return self.weights if self._teaches else self.weights.detach()
+
+    @property
+    def label_share(self) -> Tensor | None:
+        """How much the label counts, `[B]`, with a gradient where `applied_weights` have one."""
+        if self.label_weights is None or self._teaches:
+            return self.label_weights
+        return self.label_weights.detach()
+
+    @property
+    def teacher_share(self) -> Tensor | None:
+        """What the label leaves to the teachers, `[B]`: the factor of their losses."""
+        return None if self.label_share is None else 1 - self.label_share
+
+    @property
+    def _teaches(self) -> bool:
+        return self.signal == "kd" or self.hypothetical
 
     def rows(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the rows that chose each teacher, by name; empty for a teacher that nobody chose."""

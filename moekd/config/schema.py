@@ -149,7 +149,7 @@ class RouterConfig(Section):
     selection: Annotated[Spec, Component("selections")] = Spec("top_k")
     balance: list[Annotated[Spec, Component("balances")]] = []
     combine: Literal["select", "loss", "target"] = "select"
-    signal: Literal["aux_only", "kd", "task", "oracle", "none"] | None = None
+    signal: Literal["aux_only", "kd", "task", "oracle", "bilevel", "policy", "none"] | None = None
     mix: Literal["probs", "logits"] = "probs"
     experts: Annotated[list[str], MinLen(1)] | None = None
     oracle_tau: Annotated[float, Gt(0)] | None = None

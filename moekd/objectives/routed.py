@@ -28,7 +28,8 @@ class RoutedObjective(Objective):
 
     The router says how its weights are used (`combine`): `select` takes the mean of the losses to the chosen teachers,
     so that the gate gets no gradient from here; `loss` multiplies every teacher's loss with its weight; `target`
-    mixes the teachers' distributions first and compares once.
+    mixes the teachers' distributions first and compares once. Where the router weighs the label too, the loss is
+    multiplied by what it leaves to the teachers.
 
     Args:
         objective: the pairwise objective.
@@ -58,7 +59,8 @@ class RoutedObjective(Objective):
         else:
             terms = [w_B * self.objective.pair(step.student, s, step.batch) for w_B, s in self._terms(step, routing)]
             loss = torch.stack(terms).sum(dim=0)
-        return {self.name: loss}
+        share_B = routing.teacher_share
+        return {self.name: loss if share_B is None else share_B * loss}
 
     def variants(self, pool: TeacherPool) -> Sequence[str]:
         """Return all variants."""

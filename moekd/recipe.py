@@ -23,7 +23,17 @@ from .config import (
     parse_recipe,
     recipe_dict,
 )
-from .data import DATASETS, Corruption, Dataset, Split, fingerprint_of, with_corruptions, with_labels, with_policy
+from .data import (
+    DATASETS,
+    Corruption,
+    Dataset,
+    Split,
+    fingerprint_of,
+    labelled_part,
+    with_corruptions,
+    with_labels,
+    with_policy,
+)
 from .model import Model
 from .objectives import OBJECTIVES
 from .program import LoopSettings, Phase, Program
@@ -113,6 +123,7 @@ class Recipe:
         }
         splits = with_corruptions(splits, self._corruptions(), dataset.fields, self.config.seed)
         splits["train"] = with_labels(splits["train"], config.labels, derived_seed(self.config.seed, "labels") % 2**32)
+        splits["labelled"] = labelled_part(splits["train"])
         batch, seed = self.config.evaluation.batch_size, self.config.seed
         return RunData(splits, list(dataset.class_names), config.batch_size, batch, config.num_workers, seed)
 

@@ -10,6 +10,7 @@ import warnings
 import typer
 
 from ..errors import MoekdError
+from .ablate import ablate
 from .benchmark import benchmark
 from .data import data
 from .inspection import check, list_kinds
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (distill, benchmark, check, evaluate, predict, report, export):
+for command in (distill, ablate, benchmark, check, evaluate, predict, report, export):
     app.command()(command)
 app.command("list")(list_kinds)
 app.add_typer(data, name="data")

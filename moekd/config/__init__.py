@@ -6,7 +6,8 @@ reports every mistake at once, and `build` makes the objects that its `Spec`s de
 
 from .component import build, resolved, validate_component
 from .load import load_config, shipped_configs
-from .parse import parse_recipe, recipe_dict
+from .overrides import apply_changes, apply_overrides
+from .parse import parse_recipe, parse_section, recipe_dict
 from .reference import describe, reference_markdown
 from .rooms import load_rooms
 from .schema import (
@@ -20,6 +21,7 @@ from .schema import (
     PaperConfig,
     RecipeConfig,
     RouterConfig,
+    Section,
     StageConfig,
     TrainerConfig,
 )
@@ -40,9 +42,12 @@ __all__ = [
     "PaperConfig",
     "RecipeConfig",
     "RouterConfig",
+    "Section",
     "Spec",
     "StageConfig",
     "TrainerConfig",
+    "apply_changes",
+    "apply_overrides",
     "build",
     "build_optimizer",
     "build_scheduler",
@@ -50,6 +55,7 @@ __all__ = [
     "load_config",
     "load_rooms",
     "parse_recipe",
+    "parse_section",
     "parse_yaml",
     "recipe_dict",
     "reference_markdown",

@@ -18,8 +18,9 @@ _STEP = re.compile(r"\.?([A-Za-z0-9_-]+)|\[(\d{1,6})\]")
 def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return a copy of a raw config with values replaced.
 
-    Items of a list are named by index (`stages[2]`) or by their `name` (`stages.distill`). Mappings on the way that do
-    not exist are made; a component written as a bare name becomes a mapping when an option of it is set.
+    Items of a list are named by index (`stages[2]`) or by their `name` (`stages.distill`); null removes an item.
+    Mappings on the way that do not exist are made; a component written as a bare name becomes a mapping when an option
+    of it is set.
 
     Raises:
         ConfigError: with one line for each override that can't be read or whose path does not exist.
@@ -30,6 +31,29 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
         try:
             keys, value = parse_override(override)
             _set(result, keys, value, override)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
+    return result
+
+
+def apply_changes(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a raw config with values replaced; like `apply_overrides`, with the values as they are.
+
+    Args:
+        raw: the config.
+        changes: new values by path ("router.selection.k"), in order.
+
+    Raises:
+        ConfigError: with one line for each path that can't be read or does not exist.
+    """
+    result = deepcopy(dict(raw))
+    problems: list[str] = []
+    for path, value in changes.items():
+        try:
+            keys, _ = parse_override(f"{path}=null")
+            _set(result, keys, deepcopy(value), str(path))
         except ConfigError as error:
             problems.extend(error.problems)
     if problems:
@@ -68,7 +92,10 @@ def _set(root: dict[str, Any], keys: list[str | int], value: Any, override: str)
         key = _place(parent, key, where, label)
         where = join(where, key)
         if index == len(keys) - 1:
-            parent[key] = value
+            if value is None and isinstance(parent, list):
+                del parent[key]
+            else:
+                parent[key] = value
             return
         child = parent[key] if isinstance(parent, list) else parent.get(key)
         if child is None or isinstance(child, str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import ConfigError
 from .annotations import Inline, split
@@ -40,6 +40,22 @@ def parse_recipe(raw: Mapping[str, Any], source: str, registries: Registries | N
     if problems:
         raise ConfigError([f"{source}: {line}" for line in dict.fromkeys(problems)])
     return config
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse_section(cls: type[S], raw: Any, source: str) -> S:
+    """Check a mapping against the fields of any section.
+
+    Raises:
+        ConfigError: with every mistake, one line each: "source: path: reason".
+    """
+    problems: list[str] = []
+    section = Checker({}, problems).section(cls, raw, "")
+    if problems or not isinstance(section, cls):
+        raise ConfigError([f"{source}: {line}" for line in dict.fromkeys(problems)])
+    return section
 
 
 def recipe_dict(config: RecipeConfig, resolve: bool = True, registries: Registries | None = None) -> dict[str, Any]:

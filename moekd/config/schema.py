@@ -207,7 +207,8 @@ class StageConfig(Section):
         accumulate: batches whose gradients are added up before a step.
         ema: decay of an exponential moving average of the student's weights.
         cache: where the signals of frozen teachers are kept.
-        split: what the stage trains on; a router may be fitted on held-out labels (`val`), never on a test split.
+        split: what the stage trains on: `train`; `labelled`, the rows of it that have a label; or `val`, so that a
+            router is fitted on held-out labels. Never a test split.
     """
 
     spec: Annotated[Spec, Inline("stages", default="train")]

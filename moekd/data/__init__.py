@@ -13,6 +13,7 @@ from .few_labels import labelled_mask, with_labels
 from .loader import BatchPlan, make_loader
 from .policies import BadSamples, with_policy
 from .prepare import prepare
+from .subset import labelled_part
 
 __all__ = [
     "DATASETS",
@@ -25,6 +26,7 @@ __all__ = [
     "Split",
     "fingerprint_of",
     "labelled_mask",
+    "labelled_part",
     "make_loader",
     "prepare",
     "with_corruptions",

@@ -75,6 +75,7 @@ class LocalBackend:
         self.command = list(command or worker_command())
         self._workers: dict[int, _Worker] = {}
         self._leaving: list[_Worker] = []
+        self._stillborn: list[Outcome] = []
         self._selector = selectors.DefaultSelector()
         self._can_start = self._ending = False
 
@@ -84,7 +85,11 @@ class LocalBackend:
         if slot in self._workers and self._workers[slot].process.poll() is not None:
             self._retire(slot)
         if slot not in self._workers:
-            self._workers[slot] = self._new_worker(slot, log)
+            try:
+                self._workers[slot] = self._new_worker(slot, log)
+            except OSError as error:
+                self._stillborn.append(Outcome(slot, "lost", f"no process could be started: {error}"))
+                return
         worker = self._workers[slot]
         worker.log = log
         worker.send({"job": dict(job), "folder": str(self.folder), "log": str(log)})
@@ -95,8 +100,9 @@ class LocalBackend:
         Raises:
             MoekdError: the first worker died before it could take a job, so none ever will.
         """
-        self._selector.select(seconds)
-        return [outcome for slot in list(self._workers) for outcome in self._look_after(slot)]
+        self._selector.select(0.0 if self._stillborn else seconds)
+        outcomes, self._stillborn = self._stillborn, []
+        return outcomes + [outcome for slot in list(self._workers) for outcome in self._look_after(slot)]
 
     def stop(self) -> None:
         """Send SIGTERM to every worker, on which a run saves and ends; not to their own processes, which it needs."""

@@ -19,7 +19,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, MissingDependencyError
+from ..errors import ConfigError, DataError, MissingDependencyError
 from .events import Job, Outcome, Run, begin_log, log_file, with_end_of
 from .worker import Answer, perform
 
@@ -34,6 +34,7 @@ class RayBackend:
 
     Raises:
         MissingDependencyError: Ray is not installed.
+        ConfigError: there is no cluster at `RAY_ADDRESS`.
     """
 
     def __init__(self, folder: Path, workers: int, run: Run | None = None) -> None:
@@ -80,7 +81,10 @@ class RayBackend:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         address = os.environ.get("RAY_ADDRESS")
         if address:
-            self._ray.init(address=address, **options)
+            try:
+                self._ray.init(address=address, **options)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise ConfigError(f"can't reach the Ray cluster of RAY_ADDRESS={address}: {error}") from error
             return
         # Ray reports its use to its makers unless told otherwise; training sends nothing to anyone.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -49,6 +49,7 @@ class Answer:
 def perform(run: Run, job: Job, folder: Path, log: Path) -> Answer:
     """Run one job in this process with everything that it prints in `log`."""
     with _output_into(log):
+        _print_anything()
         try:
             run(job, folder)
         except (StoppedError, KeyboardInterrupt) as error:
@@ -56,10 +57,11 @@ def perform(run: Run, job: Job, folder: Path, log: Path) -> Answer:
         except MoekdError as error:
             print(_text(error), file=sys.stderr)
             return Answer("failed", _text(error))
-        except BaseException:
-            text = _encodable(traceback.format_exc())
-            print(text, file=sys.stderr)
-            return Answer("failed", text[-LONGEST_TEXT:], usable=False)
+        except BaseException as error:
+            trace = _encodable(traceback.format_exc())
+            print(trace, file=sys.stderr)
+            summary = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
+            return Answer("failed", f"{_encodable(summary)}\n{trace[-LONGEST_TEXT:]}", usable=False)
         finally:
             gc.collect()
     return Answer("done")
@@ -74,7 +76,6 @@ def serve(run: Run, answers: int, grace: float = GRACE) -> None:
         grace: seconds between SIGTERM and the end, if the parent is gone while a job is running.
     """
     faulthandler.enable()
-    _print_anything()
     parent = _Parent(_take_standard_input(), grace)
     with os.fdopen(answers, "w", encoding="ascii") as channel, suppress(BrokenPipeError):
         _send(channel, {"ready": os.getpid()})
@@ -111,7 +112,8 @@ class _Parent:
         if self.busy.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(grace)
-            os.kill(os.getpid(), signal.SIGKILL)
+            leader = os.getpgrp() == os.getpid()
+            os.kill(0 if leader else os.getpid(), signal.SIGKILL)
 
 
 def _take_standard_input() -> BinaryIO:
@@ -146,6 +148,7 @@ def _output_into(log: Path) -> Iterator[None]:
 
 
 def _print_anything() -> None:
+    """Let print take any text, whatever the system's encoding is."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)

@@ -18,6 +18,7 @@ from typing import Any
 from moekd.ablation.dispatch import run_jobs
 from moekd.ablation.events import Event
 from moekd.ablation.local_backend import LocalBackend
+from moekd.ablation.ray_backend import RayBackend
 from moekd.ablation.schedule import Schedule
 from moekd.ablation.worker import serve
 from moekd.errors import DataError, MoekdError, StoppedError
@@ -28,7 +29,7 @@ WAIT = 60.0
 
 
 def job(key: str, start: str | None = None, do: str = "write", **options: Any) -> dict[str, Any]:
-    """Return a job; setting and seed come from its key ("setting-seed-rest") unless they are given."""
+    """Return a job of setting s and seed 0 unless the options say otherwise."""
     return {"key": key, "start": start, "setting": "s", "seed": 0, "config": {"do": do}, **options}
 
 
@@ -130,11 +131,9 @@ def interrupt(job: Mapping[str, Any], place: Path) -> None:
     raise StoppedError(signal.SIGTERM, "step 7")
 
 
-DEEDS = {
-    deed.__name__: deed
-    for deed in (write, fail, err, exit_3, segfault, kill, kill_parent, close_all, leave, interrupt)
-    + (train, stubborn, babble)
-}
+_GOOD = (write, babble, train)
+_BAD = (fail, err, leave, interrupt, exit_3, segfault, kill, close_all, stubborn, kill_parent)
+DEEDS = {deed.__name__: deed for deed in (*_GOOD, *_BAD)}
 
 
 def run(
@@ -151,15 +150,25 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/results.json")}
 
 
-def parent(folder: Path, workers: int, grace: float) -> None:
-    """Dispatch the jobs of folder/jobs.json and print events; end as the command line does."""
+def last_events(folder: Path) -> dict[str, tuple[str, str]]:
+    """Return kind and text of the last event of each job that `parent` has noted."""
+    file = folder / "events.jsonl"
+    # A line without its end is still being written.
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    return {key: (kind, text) for kind, key, text in map(json.loads, lines)}
+
+
+def parent(folder: Path, workers: int, grace: float, kind: str) -> None:
+    """Dispatch the jobs of folder/jobs.json and note the events in a file; end as the command line does."""
     jobs = json.loads((folder / "jobs.json").read_text())
 
     def tell(event: Event) -> None:
-        print(json.dumps([event.kind, event.key, event.text]), flush=True)
+        with open(folder / "events.jsonl", "a") as file:
+            file.write(json.dumps([event.kind, event.key, event.text]) + "\n")
 
     try:
-        run_jobs(Schedule(jobs), LocalBackend(folder, WORKER), workers, tell, grace)
+        backend = LocalBackend(folder, WORKER) if kind == "local" else RayBackend(folder, workers, work)
+        run_jobs(Schedule(jobs), backend, workers, tell, grace)
     except MoekdError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
@@ -169,4 +178,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 2:
         serve(work, int(sys.argv[1]), grace=2.0)
     else:
-        parent(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))
+        parent(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4])

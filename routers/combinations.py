@@ -8,7 +8,7 @@ from ..errors import ConfigError
 from .balances import Balance
 from .gates import Gate
 from .routing import Combine, Signal
-from .selections import Dense, Drop, Selection
+from .selections import Selection
 
 #: Signals whose gradient comes through the weights in the distillation loss.
 THROUGH_WEIGHTS = ("kd", "bilevel")
@@ -74,15 +74,15 @@ def _about_signal(
 
 
 def _about_combine(gate: Gate, selection: Selection, combine: Combine) -> Iterator[str]:
-    if combine == "select" and gate.gives_weights and isinstance(selection, Dense):
+    if combine == "select" and gate.gives_weights and selection.takes_all:
         yield (
-            "router.combine: with 'select' and the selection 'dense' every teacher counts the same, so the weights of "
-            f"{type(gate).__name__} would be ignored; use combine 'loss' or 'target'"
+            f"router.combine: with 'select' and {type(selection).__name__} every teacher counts the same, so the "
+            f"weights of {type(gate).__name__} would be ignored; use combine 'loss' or 'target'"
         )
-    if combine == "select" and isinstance(selection, Drop) and not selection.sums_to_one:
+    if combine == "select" and selection.weighs_rows:
         yield (
-            "router.combine: with 'select' every row counts the same, so normalise 'all' of the selection 'drop' would "
-            "be ignored; use combine 'loss' or normalise 'row'"
+            "router.combine: with 'select' every row counts the same, so the weights of rows of "
+            f"{type(selection).__name__} would be ignored; use combine 'loss' or normalise 'row'"
         )
     if combine == "target" and not selection.sums_to_one:
         yield (

@@ -4,7 +4,7 @@ A counter-based generator: every number is a function of (seed, number of the dr
 resumes exactly from one integer, and one process and many draw the same numbers for the same rows, which the state of
 a sequential generator does not give.
 
-Shapes: B batch, T columns (teacher variants).
+Shapes: B batch, R rows (instances, tokens or pixels), T columns (teacher variants).
 """
 
 from __future__ import annotations
@@ -46,13 +46,20 @@ class SampleDraws(nn.Module):
         self.seed = seed
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, step: Step, columns: int) -> Tensor:
-        """Return uniform numbers `[B, columns]`, float32."""
+    def forward(self, step: Step, columns: int, rows: int | None = None) -> Tensor:
+        """Return uniform numbers `[R, columns]`, float32.
+
+        Args:
+            step: whose samples they are for.
+            columns: numbers for each row.
+            rows: number R of rows, a multiple of B: the positions of the first sample, of the second, ...; B if None.
+        """
         ids_B = step.batch["id"]
+        positions = 1 if rows is None or not len(ids_B) else rows // len(ids_B)
         if step.training:
             self.count += 1
         count = self.count if step.training else torch.zeros_like(self.count)
-        return uniform(ids_B, columns, self.seed, count.to(ids_B.device))
+        return uniform(ids_B, positions * columns, self.seed, count.to(ids_B.device)).view(-1, columns)
 
 
 def uniform(ids_B: Tensor, columns: int, seed: int, count: Tensor) -> Tensor:

@@ -14,14 +14,17 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..signals import full_precision
+from .positions import Rows
 
 if TYPE_CHECKING:
     from ..step import Step
 
+INSTANCES = Rows()
+
 
 def teacher_logits(step: Step) -> Tensor:
     """Return what all experts say, `[B, T, C]` or dense `[B, T, C, H, W]`, in full precision."""
-    return full_precision(step.expert_signals.detach().logits)
+    return INSTANCES.teacher_logits(step)
 
 
 def student_logits(step: Step, who: str) -> Tensor:
@@ -40,25 +43,17 @@ def labels_of(step: Step, who: str) -> tuple[Tensor, Tensor]:
     Raises:
         ModelError: there is more than one label an instance.
     """
-    labels: Tensor = step.batch["label"]
-    if labels.dim() != 1:
-        raise ModelError(
-            f"{who} needs one label an instance, found labels {tuple(labels.shape)}; use a gate without labels"
-        )
-    known = labels >= 0
-    if "labelled" in step.batch:
-        known = known & step.batch["labelled"]
-    return labels.where(known, 0), known
+    return INSTANCES.labels(step, who)
 
 
-def teacher_cross_entropy(step: Step, who: str) -> tuple[Tensor, Tensor]:
-    """Return (`CE_bt = -log softmax(z_bt)[y_b]`, which rows have a label), `[B, T]` and `[B]`.
+def teacher_cross_entropy(step: Step, who: str, rows: Rows = INSTANCES) -> tuple[Tensor, Tensor]:
+    """Return (`CE_bt = -log softmax(z_bt)[y_b]`, which rows have a label), `[R, T]` and `[R]`.
 
     Raises:
-        ModelError: logits or labels are dense.
+        ModelError: logits or labels are dense, but instances are routed.
     """
-    classes, known = labels_of(step, who)
-    logits = teacher_logits(step)
+    classes, known = rows.labels(step, who)
+    logits = rows.teacher_logits(step)
     if logits.dim() != 3:
         raise ModelError(f"{who} needs teachers' logits [batch, teachers, classes], found {tuple(logits.shape)}")
     index = classes[:, None, None].expand(-1, logits.shape[1], 1)

@@ -18,6 +18,7 @@ from .combinations import default_signal, refuse_contradictions
 from .gates import Gate
 from .gates.base import Scores
 from .measures import labels_of
+from .positions import mean_over_positions
 from .routing import Combine, Mix, Routing, Signal
 from .selections import Selection
 from .selections.base import Selected
@@ -77,8 +78,9 @@ class Router(nn.Module):
 
     @property
     def needs_teachers(self) -> bool:
-        """True when all teachers must have run before rows can be routed."""
-        return self.gate.needs_teachers or self.selection.needs_teachers or self.signal in ("task", "oracle")
+        """True when all teachers must have run before rows can be routed, as where an instance has many rows."""
+        dense = self.gate.rows.granularity != "instance"
+        return dense or self.gate.needs_teachers or self.selection.needs_teachers or self.signal in ("task", "oracle")
 
     @property
     def fitted(self) -> bool:
@@ -86,7 +88,7 @@ class Router(nn.Module):
         return all(gate.fitted for gate in self.modules() if isinstance(gate, Gate))
 
     def forward(self, step: Step) -> Routing:
-        """Return the routing of the step's instances."""
+        """Return the routing of the step's instances, or of its tokens or pixels, as the gate says."""
         scored = self.gate(step)
         scored = scored if isinstance(scored, Scores) else Scores(scored, {})
         logits = full_precision(scored.logits)
@@ -99,14 +101,18 @@ class Router(nn.Module):
         label_weights = self._label_weights(step, logits) if self.gate.scores_label else None
         logits = logits[:, :experts]
         probs = logits.softmax(dim=1)
-        found = self.selection(logits, probs, step)
+        grid = self.gate.rows.grid(step, f"the gate {type(self.gate).__name__}")
+        found = self.selection(logits, probs, step, *(() if grid.mask is None else (grid.mask,)))
         selected = found if isinstance(found, Selected) else Selected(*found)
         probs = probs if selected.probs is None else selected.probs
         losses: dict[str, Tensor] = {}
-        stats = {"entropy": -(probs * probs.clamp_min(1e-12).log()).sum(dim=1).mean().detach()}
+        entropy = mean_over_positions(-(probs * probs.clamp_min(1e-12).log()).sum(dim=1)[None], grid.mask)
+        stats = {"entropy": entropy[0].detach()}
         details = scored.details | (selected.details or {})
         routing = Routing(
             *(selected.weights, selected.chosen, logits, probs, losses, stats, details),
+            mask=grid.mask,
+            positions=grid.positions,
             combine=self.combine,
             signal=self.signal,
             mix=self.mix,
@@ -118,11 +124,11 @@ class Router(nn.Module):
                 name = f"balance/{index}" if len(self.balance) > 1 else "balance"
                 losses[name] = balance.weight_at(step.progress) * balance(routing)
             if self.signal == "task":
-                losses["router_task"] = task_loss(step, probs, self.mix)
+                losses["router_task"] = task_loss(step, probs, self.mix, self.gate.rows)
             elif self.signal == "oracle":
-                losses["router_oracle"] = oracle_loss(step, logits, self.oracle_tau)
+                losses["router_oracle"] = oracle_loss(step, logits, self.oracle_tau, self.gate.rows)
         if step.training and self.training and logits.requires_grad:
-            self.alarm.add(routing.applied_weights.sum(dim=0))
+            self.alarm.add(routing.load)
         return routing
 
     def _label_weights(self, step: Step, scores: Tensor) -> Tensor:

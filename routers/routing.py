@@ -30,7 +30,10 @@ class Routing:
         stats: detached tensors for the log.
         details: what balance losses read besides, by name, with gradients: "load" `[B, T]` of a noisy selection,
             "input" `[B, D]` and "prototypes" `[T, D]` of a prototype gate.
-        mask: rows that count for the balance losses, `[B]`; None: all.
+        mask: rows that count, `[B]`; None: all. The others change neither losses nor loads.
+        positions: shape of an instance's rows: `()` where instances are routed, `(N,)` for tokens, `(H, W)` for pixels.
+            The rows of all tensors here are then all positions of the first instance, of the second, ..., and B stands
+            for their number.
         combine: how objectives use the weights: "select", "loss" or "target".
         signal: where the gate's gradient comes from.
         mix: what "target" mixes.
@@ -47,6 +50,7 @@ class Routing:
     stats: dict[str, Tensor] = field(default_factory=dict)
     details: dict[str, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
+    positions: tuple[int, ...] = ()
     combine: Combine = "select"
     signal: Signal = "aux_only"
     mix: Mix = "probs"
@@ -83,6 +87,12 @@ class Routing:
     @property
     def _teaches(self) -> bool:
         return self.signal == "kd" or self.hypothetical
+
+    @property
+    def load(self) -> Tensor:
+        """Number of rows that each teacher taught, `[T]`, without gradient."""
+        weights_BT = self.applied_weights.detach()
+        return (weights_BT if self.mask is None else weights_BT * self.mask[:, None]).sum(dim=0)
 
     def rows(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the rows that chose each teacher, by name; empty for a teacher that nobody chose."""

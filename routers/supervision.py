@@ -13,14 +13,15 @@ from torch import Tensor
 
 from ..distributed import masked_mean
 from ..errors import ModelError
-from .measures import labels_of, teacher_logits
+from .measures import INSTANCES
+from .positions import Rows
 from .routing import Mix
 
 if TYPE_CHECKING:
     from ..step import Step
 
 
-def task_loss(step: Step, probs_BT: Tensor, mix: Mix = "probs") -> Tensor:
+def task_loss(step: Step, probs_BT: Tensor, mix: Mix = "probs", rows: Rows = INSTANCES) -> Tensor:
     """Cross-entropy of the teachers' mixture against the label, the mean over the labelled rows.
 
         probs:    -log sum_t p_bt softmax(z_bt)[y_b]
@@ -32,7 +33,7 @@ def task_loss(step: Step, probs_BT: Tensor, mix: Mix = "probs") -> Tensor:
     Raises:
         ModelError: dense logits.
     """
-    logits_BTC, classes_B, known_B = _labelled_logits(step, "task")
+    logits_BTC, classes_B, known_B = _labelled_logits(step, "task", rows)
     if mix == "logits":
         mixture_BC = (probs_BT[:, :, None] * logits_BTC).sum(dim=1)
         return masked_mean(F.cross_entropy(mixture_BC, classes_B, reduction="none"), known_B)
@@ -42,7 +43,7 @@ def task_loss(step: Step, probs_BT: Tensor, mix: Mix = "probs") -> Tensor:
     return masked_mean(-mixture_B, known_B)
 
 
-def oracle_loss(step: Step, scores_BT: Tensor, tau: float | None = None) -> Tensor:
+def oracle_loss(step: Step, scores_BT: Tensor, tau: float | None = None, rows: Rows = INSTANCES) -> Tensor:
     """Cross-entropy of the gate's scores against the teacher that is best at the row, the mean over the labelled rows.
 
         tau None:   target_b = argmin_t CE_bt                (ties go to the lowest index)
@@ -53,21 +54,21 @@ def oracle_loss(step: Step, scores_BT: Tensor, tau: float | None = None) -> Tens
     Raises:
         ModelError: dense logits.
     """
-    logits_BTC, classes_B, known_B = _labelled_logits(step, "oracle")
+    logits_BTC, classes_B, known_B = _labelled_logits(step, "oracle", rows)
     losses_BT = _cross_entropy(logits_BTC, classes_B)
     target = losses_BT.argmin(dim=1) if tau is None else (-losses_BT / tau).softmax(dim=1).to(scores_BT.dtype)
     return masked_mean(F.cross_entropy(scores_BT, target, reduction="none"), known_B)
 
 
-def _labelled_logits(step: Step, signal: str) -> tuple[Tensor, Tensor, Tensor]:
+def _labelled_logits(step: Step, signal: str, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Return the teachers' logits `[B, T, C]`, the classes `[B]` (0 without a label), and which rows have a label."""
-    logits = teacher_logits(step)
+    logits = rows.teacher_logits(step)
     if logits.dim() != 3:
         raise ModelError(
             f"router.signal '{signal}' needs one label an instance; the teachers' logits are {tuple(logits.shape)}, "
             "expected [batch, teachers, classes]; use signal 'kd' or 'aux_only' for dense logits"
         )
-    classes_B, known_B = labels_of(step, f"router.signal '{signal}'")
+    classes_B, known_B = rows.labels(step, f"router.signal '{signal}'")
     return logits, classes_B, known_B
 
 

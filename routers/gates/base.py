@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...model import Batch
 from ...registry import Registry
 from ...signals import PoolSignals
+from ..positions import Rows
 
 if TYPE_CHECKING:
     from ...step import Step
@@ -19,7 +20,7 @@ class Scores(NamedTuple):
     """What a gate returns when balance losses read more than its scores.
 
     Attributes:
-        logits: `[B, T]`.
+        logits: `[B, T]`, or `[R, T]` with one row a token or pixel.
         details: goes to `Routing.details`.
     """
 
@@ -28,7 +29,10 @@ class Scores(NamedTuple):
 
 
 class Gate(nn.Module):
-    """Scores the teachers for every instance: `gate(step) -> logits [B, T]`, or `Scores`."""
+    """Scores the teachers for every instance: `gate(step) -> logits [B, T]`, or `Scores`.
+
+    A gate whose `rows` are tokens or pixels returns `[R, T]`, one row a position (see `moekd.routers.positions`).
+    """
 
     #: True when the gate reads what the teachers say; otherwise rows can be routed before any teacher runs.
     needs_teachers: bool = False
@@ -44,6 +48,8 @@ class Gate(nn.Module):
     fit_on: Literal["train", "val"] | None = None
     #: False while a gate that has to be fitted is not.
     fitted: bool = True
+    #: What is routed, whole instances unless the gate says otherwise.
+    rows: Rows = Rows()
     #: Keys of a `router` section with which this gate makes sense, where they differ from `examples`' own: the other
     #: parts of the router, and under "gate" options of the gate itself.
     example: ClassVar[Mapping[str, Any]] = {}

@@ -1,6 +1,6 @@
 """Gates that compare directions.
 
-Shapes: B batch, T teacher variants, D width of the input, P width of the projection.
+Shapes: R rows (instances, tokens or pixels), T teacher variants, D width of the input, P width of the projection.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from ...registry import Injected
+from ..positions import Granularity, Rows
 from .base import GATES, Gate, Scores
-from .inputs import GateInput, On
+from .inputs import GateInput, On, Shapes
 
 if TYPE_CHECKING:
     from ...step import Step
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 LARGEST_SCALE = 100.0
 
 
-def cosine_scores(x_BD: Tensor, directions_TD: Tensor) -> Tensor:
-    """Return the cosine of every row to every direction, `[B, T]`; 0 for a row of zeros."""
-    return F.normalize(x_BD, dim=1) @ F.normalize(directions_TD, dim=1).T
+def cosine_scores(x_RD: Tensor, directions_TD: Tensor) -> Tensor:
+    """Return the cosine of every row to every direction, `[R, T]`; 0 for a row of zeros."""
+    return F.normalize(x_RD, dim=1) @ F.normalize(directions_TD, dim=1).T
 
 
 @GATES.register("cosine")
@@ -40,13 +41,15 @@ class CosineGate(Gate):
     Args:
         num_classes: number C of classes.
         num_teachers: number T of teacher variants.
-        on: what the gate reads: `student_logits`, `student_feature`, `teacher_stats`, `logits_and_stats` or
-            `input_feature`.
+        on: what the gate reads; the page on routers says what each is.
         source: tap of the student or field of the batch, for `student_feature` and `input_feature`.
-        width: size of the source, for `student_feature` and `input_feature`.
+        width: size of the source, found by itself in a config.
         detach_input: cut the gradient from the router's losses into the student.
+        granularity: what is routed: instances, or tokens or pixels of dense logits.
+        mask_field: batch field of bool that tells which rows count; by default all that are not void.
         projection: width P of the projection.
         temperature: at the start, above 0.
+        shapes: sizes of fields and taps.
     """
 
     def __init__(
@@ -57,18 +60,22 @@ class CosineGate(Gate):
         source: str | None = None,
         width: int | None = None,
         detach_input: bool = True,
+        granularity: Granularity = "instance",
+        mask_field: str | None = None,
         projection: Annotated[int, Ge(1)] = 256,
         temperature: Annotated[float, Gt(0)] = 0.5,
+        shapes: Injected[Shapes | None] = None,
     ) -> None:
         super().__init__()
-        self.input = GateInput(on, num_classes, num_teachers, source, width, detach_input)
+        self.rows = Rows(granularity, mask_field)
+        self.input = GateInput(on, num_classes, num_teachers, source, width, detach_input, self.rows, shapes)
         self.needs_teachers = self.input.needs_teachers
         self.project = nn.Linear(self.input.width, projection, bias=False)
         self.directions = nn.Parameter(torch.randn(num_teachers, projection) * 0.01)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     def forward(self, step: Step) -> Tensor:
-        """Return the scores, `[B, T]`."""
+        """Return the scores, `[R, T]`."""
         scale = self.log_scale.clamp_max(math.log(LARGEST_SCALE)).exp()
         return scale * cosine_scores(self.project(self.input(step)), self.directions)
 
@@ -86,12 +93,14 @@ class PrototypeGate(Gate):
     Args:
         num_classes: number C of classes.
         num_teachers: number T of teacher variants.
-        on: what the gate reads: `student_logits`, `student_feature`, `teacher_stats`, `logits_and_stats` or
-            `input_feature`.
+        on: what the gate reads; the page on routers says what each is.
         source: tap of the student or field of the batch, for `student_feature` and `input_feature`.
-        width: size of the source, for `student_feature` and `input_feature`.
+        width: size of the source, found by itself in a config.
         detach_input: cut the gradient from the router's losses into the student.
+        granularity: what is routed: instances, or tokens or pixels of dense logits.
+        mask_field: batch field of bool that tells which rows count; by default all that are not void.
         scale: factor of the cosines, above 0.
+        shapes: sizes of fields and taps.
     """
 
     example: ClassVar[Mapping[str, Any]] = {
@@ -107,16 +116,20 @@ class PrototypeGate(Gate):
         source: str | None = None,
         width: int | None = None,
         detach_input: bool = True,
+        granularity: Granularity = "instance",
+        mask_field: str | None = None,
         scale: Annotated[float, Gt(0)] = 1.0,
+        shapes: Injected[Shapes | None] = None,
     ) -> None:
         super().__init__()
-        self.input = GateInput(on, num_classes, num_teachers, source, width, detach_input)
+        self.rows = Rows(granularity, mask_field)
+        self.input = GateInput(on, num_classes, num_teachers, source, width, detach_input, self.rows, shapes)
         self.needs_teachers = self.input.needs_teachers
         self.prototypes = nn.Parameter(torch.randn(num_teachers, self.input.width) * 0.02)
         self.scale = scale
 
     def forward(self, step: Step) -> Scores:
-        """Return the scores `[B, T]`, with the inputs and the prototypes for `routing_contrastive`."""
-        x_BD = self.input(step)
-        scores = self.scale * cosine_scores(x_BD, self.prototypes)
-        return Scores(scores, {"input": x_BD, "prototypes": self.prototypes})
+        """Return the scores `[R, T]`, with the inputs and the prototypes for `routing_contrastive`."""
+        x_RD = self.input(step)
+        scores = self.scale * cosine_scores(x_RD, self.prototypes)
+        return Scores(scores, {"input": x_RD, "prototypes": self.prototypes})

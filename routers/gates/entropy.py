@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..measures import teacher_entropy, teacher_logits
+from ..measures import teacher_entropy
+from ..positions import Granularity, Rows
 from .base import GATES, Gate
 from .weights import complement, log_weights
 
@@ -27,20 +28,25 @@ class EntropyGate(Gate):
 
     No weight exceeds 1 / (T - 1): the formula mutes the least sure teacher and is sharp for two teachers only. A single
     teacher has the weight 1; teachers that are all certain (H = 0) have equal weights. For dense logits H is the mean
-    over the pixels.
+    over the pixels, or that of each token or pixel, as `granularity` says.
 
     Use it with the selection `dense` and combine `loss`.
+
+    Args:
+        granularity: what is routed: instances, or tokens or pixels of dense logits.
+        mask_field: batch field of bool that tells which rows count; by default all that are not void.
     """
 
     needs_teachers = True
     gives_weights = True
 
-    def __init__(self) -> None:
+    def __init__(self, granularity: Granularity = "instance", mask_field: str | None = None) -> None:
         super().__init__()
+        self.rows = Rows(granularity, mask_field)
 
     def forward(self, step: Step) -> Tensor:
         """Return the logarithms of the weights, `[B, T]`."""
-        return log_weights(entropy_weights(teacher_entropy(teacher_logits(step))))
+        return log_weights(entropy_weights(teacher_entropy(self.rows.teacher_logits(step))))
 
 
 def entropy_weights(entropies_BT: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Gates without parameters that look at nothing: the baselines every learned gate has to beat.
 
-Shapes: B batch, T teacher variants.
+Shapes: R rows (instances, tokens or pixels), T teacher variants.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from ...registry import Injected
+from ..positions import Granularity, Rows, count
 from .base import GATES, Gate
 
 if TYPE_CHECKING:
@@ -23,15 +24,20 @@ class UniformGate(Gate):
 
     Args:
         num_teachers: number T of teacher variants.
+        granularity: what is routed: instances, or tokens or pixels of dense logits.
+        mask_field: batch field of bool that tells which rows count; by default all that are not void.
     """
 
     example: ClassVar[Mapping[str, Any]] = {"signal": "none"}
 
-    def __init__(self, num_teachers: Injected[int]) -> None:
+    def __init__(
+        self, num_teachers: Injected[int], granularity: Granularity = "instance", mask_field: str | None = None
+    ) -> None:
         super().__init__()
-        self.num_teachers = num_teachers
+        self.num_teachers, self.rows = num_teachers, Rows(granularity, mask_field)
 
     def forward(self, step: Step) -> Tensor:
-        """Return zeros, `[B, T]`."""
+        """Return zeros, `[R, T]`."""
         logits = step.student.require_logits("the uniform gate")
-        return logits.new_zeros(logits.shape[0], self.num_teachers)
+        rows = logits.shape[0] * count(self.rows.positions(step, "the uniform gate"))
+        return logits.new_zeros(rows, self.num_teachers)

@@ -1,10 +1,13 @@
 """What learned gates look at.
 
-Shapes: B batch, T teacher variants, C classes, D width of the input.
+Shapes: B batch, R rows (= B, or one a token or pixel), T teacher variants, C classes, D width of the input.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -12,34 +15,67 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, DataError, ModelError, did_you_mean
 from ...signals import full_precision
+from ..positions import Granularity, Rows, values_by_row
+from .statistics import STATISTICS, centred_logits, pairwise_divergences, teacher_statistics
 
 if TYPE_CHECKING:
     from ...step import Step
 
-On = Literal["student_logits", "student_feature", "teacher_stats", "logits_and_stats", "input_feature"]
-STATISTICS = 3
+On = Literal[
+    "student_logits",
+    "student_feature",
+    "input_feature",
+    "teacher_stats",
+    "teacher_logits",
+    "agreement",
+    "logits_and_stats",
+    "stats_and_agreement",
+]
+NAMED = ("student_feature", "input_feature")
+STATS = ("teacher_stats", "logits_and_stats", "stats_and_agreement")
+AGREEMENT = ("agreement", "stats_and_agreement")
+LOGITS = ("student_logits", "logits_and_stats")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes that gates find by themselves.
+
+    Attributes:
+        fields: shape of every batch field, without the batch axis.
+        taps: shape of the activation at every tap of the student, without the batch axis.
+    """
+
+    fields: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    taps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class GateInput(nn.Module):
-    """Turns a step into the vectors `[B, D]` that a gate reads.
+    """Turns a step into the vectors `[R, D]` that a gate reads, one a row.
 
     - `student_logits`: the student's logits, D = C.
-    - `student_feature`: the student's activation at the tap `source`; maps `[B, D, H, W]` are averaged over the pixels.
+    - `student_feature`: the student's activation at the tap `source`. For instances, maps `[B, D, H, W]` are averaged
+      over the pixels and sequences `[B, N, D]` over the tokens.
+    - `input_feature`: the batch field `source`, for instances flattened, so that rows can be routed before any model
+      runs.
     - `teacher_stats`: of every teacher its largest probability, entropy in nats and margin between its two best
-      classes, D = 3 T; all teachers have to run before rows can be routed.
-    - `logits_and_stats`: the student's logits and the teachers' statistics, D = C + 3 T.
-    - `input_feature`: the batch field `source`, flattened, so that rows can be routed before any model runs.
+      classes, D = 3 T; all teachers have to run before rows can be routed, here and with all that follow.
+    - `teacher_logits`: every teacher's logits minus their mean, D = T C.
+    - `agreement`: the Jensen-Shannon divergence of every pair of teachers in nats, D = T (T - 1) / 2.
+    - `logits_and_stats`, `stats_and_agreement`: both.
 
     Args:
         on: which of these.
         num_classes: number C of classes.
         num_teachers: number T of teacher variants.
         source: tap of the student or field of the batch, for `student_feature` and `input_feature`.
-        width: D, for `student_feature` and `input_feature`.
+        width: D, for `student_feature` and `input_feature`, where `shapes` does not tell it.
         detach: cut the gradient into the student; teachers never get one.
+        rows: what is routed.
+        shapes: sizes of fields and taps.
 
     Raises:
-        ConfigError: source or width are missing, or given where they mean nothing.
+        ConfigError: source or width are missing, wrong, or given where they mean nothing.
     """
 
     def __init__(
@@ -50,69 +86,94 @@ class GateInput(nn.Module):
         source: str | None = None,
         width: int | None = None,
         detach: bool = True,
+        rows: Rows | None = None,
+        shapes: Shapes | None = None,
     ) -> None:
         super().__init__()
-        named = on in ("student_feature", "input_feature")
-        if named and (not source or width is None or width < 1):
-            what = "tap of the student" if on == "student_feature" else "field of the batch"
-            raise ConfigError(f"on '{on}' needs 'source', a {what}, and 'width', its size; found {source!r}, {width}")
-        if not named and (source is not None or width is not None):
-            raise ConfigError(f"on '{on}' reads no 'source' and knows its 'width'; remove them")
-        sizes = {
-            "student_logits": num_classes,
-            "teacher_stats": STATISTICS * num_teachers,
-            "logits_and_stats": num_classes + STATISTICS * num_teachers,
-        }
+        self.rows = rows or Rows()
         self.on, self.source, self.detach = on, source or "", detach
-        self.width = sizes[on] if on in sizes else int(width or 0)
+        if on in NAMED:
+            self.width = _named_width(on, source, width, self.rows.granularity, shapes)
+            return
+        if source is not None or width is not None:
+            raise ConfigError(f"on '{on}' reads no 'source' and knows its 'width'; remove them")
+        if on == "agreement" and num_teachers < 2:
+            raise ConfigError("on 'agreement' compares teachers, but there is one only; use 'teacher_stats'")
+        pairs = num_teachers * (num_teachers - 1) // 2
+        self.width = (
+            num_classes * (on in LOGITS)
+            + STATISTICS * num_teachers * (on in STATS)
+            + num_teachers * num_classes * (on == "teacher_logits")
+            + pairs * (on in AGREEMENT)
+        )
 
     @property
     def needs_teachers(self) -> bool:
         """True when all teachers must have run."""
-        return self.on in ("teacher_stats", "logits_and_stats")
+        return self.on not in ("student_logits", *NAMED)
 
     def forward(self, step: Step) -> Tensor:
-        """Return the vectors, `[B, D]`."""
-        x_BD = full_precision(self._read(step))
-        if x_BD.dim() != 2 or x_BD.shape[1] != self.width:
+        """Return the vectors, `[R, D]`."""
+        x_RD = full_precision(self._named(step) if self.on in NAMED else torch.cat(self._parts(step), dim=1))
+        if x_RD.dim() != 2 or x_RD.shape[1] != self.width:
             raise ModelError(
-                f"a gate on '{self.on}' got values {tuple(x_BD.shape)}; expected [batch, {self.width}]"
+                f"a gate on '{self.on}' got values {tuple(x_RD.shape)}; expected [batch, {self.width}]"
                 + (" (its 'width')" if self.source else "")
             )
-        return x_BD.detach() if self.detach else x_BD
+        return x_RD.detach() if self.detach else x_RD
 
-    def _read(self, step: Step) -> Tensor:
-        if self.on == "student_logits":
-            return step.student.require_logits("a gate on 'student_logits'")
+    def _parts(self, step: Step) -> list[Tensor]:
+        dense = self.rows.granularity != "instance"
+        parts: list[Tensor] = []
+        if self.on in LOGITS:
+            logits = step.student.require_logits(f"a gate on '{self.on}'")
+            parts.append(full_precision(values_by_row(logits) if dense else logits))
+        if self.needs_teachers:
+            teachers_RTC = self.rows.teacher_logits(step)
+            if self.on in STATS:
+                parts.append(teacher_statistics(teachers_RTC).flatten(1))
+            if self.on in AGREEMENT:
+                parts.append(pairwise_divergences(teachers_RTC))
+            if self.on == "teacher_logits":
+                parts.append(centred_logits(teachers_RTC).flatten(1))
+        return parts
+
+    def _named(self, step: Step) -> Tensor:
         if self.on == "student_feature":
-            feature = step.student.feature(self.source, "a gate on 'student_feature'")
-            return feature.mean(dim=(2, 3)) if feature.dim() == 4 else feature
+            values = step.student.feature(self.source, "a gate on 'student_feature'")
+        elif self.source in step.batch:
+            values = step.batch[self.source]
+        else:
+            hint = did_you_mean(self.source, step.batch) or f"; fields: {', '.join(step.batch)}"
+            raise DataError(f"a gate reads field '{self.source}', which the data set does not have{hint}")
+        if self.rows.granularity == "pixel":
+            return values_by_row(values)
+        if self.rows.granularity == "token":
+            return values.flatten(0, 1) if values.dim() == 3 else values
         if self.on == "input_feature":
-            if self.source not in step.batch:
-                hint = did_you_mean(self.source, step.batch) or f"; fields: {', '.join(step.batch)}"
-                raise DataError(f"a gate reads field '{self.source}', which the data set does not have{hint}")
-            field: Tensor = step.batch[self.source]
-            return field.flatten(1)
-        statistics = teacher_statistics(step.expert_signals.detach().logits).flatten(1)
-        if self.on == "teacher_stats":
-            return statistics
-        return torch.cat([full_precision(step.student.require_logits("a gate")), statistics], dim=1)
+            return values.flatten(1) if values.dim() > 1 else values[:, None]
+        return values.mean(dim=(2, 3)) if values.dim() == 4 else values.mean(dim=1) if values.dim() == 3 else values
 
 
-def teacher_statistics(logits_BTC: Tensor) -> Tensor:
-    """Return largest probability, entropy (nats) and margin of the two largest probabilities, `[B, T, 3]`.
-
-    Raises:
-        ModelError: dense logits.
-    """
-    if logits_BTC.dim() != 3:
-        raise ModelError(
-            f"teacher statistics need one prediction an instance; the teachers' logits are {tuple(logits_BTC.shape)}, "
-            "expected [batch, teachers, classes]"
-        )
-    log_probs = full_precision(logits_BTC).log_softmax(dim=2)
-    probs = log_probs.exp()
-    best = probs.topk(min(2, probs.shape[2]), dim=2).values
-    margin = best[..., 0] - best[..., 1] if best.shape[2] == 2 else best[..., 0]
-    entropy = -(probs * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(dim=2)
-    return torch.stack([best[..., 0], entropy, margin], dim=2)
+def _named_width(on: On, source: str | None, width: int | None, granularity: Granularity, shapes: Shapes | None) -> int:
+    """Return the size of a tap or field, found or given."""
+    what = "tap of the student" if on == "student_feature" else "field of the batch"
+    known = {} if shapes is None else shapes.taps if on == "student_feature" else shapes.fields
+    if not source or (shapes is None and (width is None or width < 1)):
+        raise ConfigError(f"on '{on}' needs 'source', a {what}, and 'width', its size; found {source!r}, {width}")
+    if shapes is None:
+        return int(width or 0)
+    if source not in known:
+        hint = did_you_mean(source, known) or f"; there are: {', '.join(known) or 'none'}"
+        raise ConfigError(f"source '{source}' is no {what}{hint}")
+    shape = known[source]
+    if (granularity == "token" and len(shape) != 2) or (granularity == "pixel" and len(shape) != 3):
+        wanted = "[tokens, D]" if granularity == "token" else "[D, height, width]"
+        raise ConfigError(f"granularity '{granularity}' reads a {what} {wanted}, but '{source}' is {list(shape)}")
+    if on == "input_feature" and granularity == "instance":
+        found = math.prod(shape)
+    else:
+        found = shape[1] if len(shape) == 2 else shape[0]
+    if width not in (None, found):
+        raise ConfigError(f"width {width}: '{source}' has the size {found}; leave 'width' out")
+    return found

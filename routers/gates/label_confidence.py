@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..measures import teacher_cross_entropy
+from ..positions import Granularity, Rows
 from .base import GATES, Gate
 from .weights import complement, log_weights
 
@@ -29,17 +30,22 @@ class LabelConfidenceGate(Gate):
     more; give the objective the weight 1 / T to repeat that.
 
     Use it with the selection `dense` and combine `loss`.
+
+    Args:
+        granularity: what is routed: instances, or tokens or pixels of dense logits.
+        mask_field: batch field of bool that tells which rows count; by default all that are not void.
     """
 
     needs_teachers = True
     gives_weights = True
 
-    def __init__(self) -> None:
+    def __init__(self, granularity: Granularity = "instance", mask_field: str | None = None) -> None:
         super().__init__()
+        self.rows = Rows(granularity, mask_field)
 
     def forward(self, step: Step) -> Tensor:
         """Return the logarithms of the weights, `[B, T]`."""
-        losses_BT, known_B = teacher_cross_entropy(step, "the gate 'label_confidence'")
+        losses_BT, known_B = teacher_cross_entropy(step, "the gate 'label_confidence'", self.rows)
         return log_weights(label_confidence(losses_BT), known_B)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..measures import teacher_cross_entropy
+from ..positions import Granularity, Rows
 from .base import GATES, Gate
 from .weights import log_weights
 
@@ -32,20 +33,27 @@ class OracleGate(Gate):
 
     Args:
         tau: temperature in nats; 0 is hard.
+        granularity: what is routed: instances, or tokens or pixels of dense logits.
+        mask_field: batch field of bool that tells which rows count; by default all that are not void.
     """
 
     needs_teachers = True
     gives_weights = True
 
-    def __init__(self, tau: Annotated[float, Ge(0)] = 0.0) -> None:
+    def __init__(
+        self,
+        tau: Annotated[float, Ge(0)] = 0.0,
+        granularity: Granularity = "instance",
+        mask_field: str | None = None,
+    ) -> None:
         super().__init__()
         if tau < 0:
             raise ConfigError(f"router.gate.tau: a temperature is not negative, found {tau}")
-        self.tau = tau
+        self.tau, self.rows = tau, Rows(granularity, mask_field)
 
     def forward(self, step: Step) -> Tensor:
         """Return the scores, `[B, T]`."""
-        losses_BT, known_B = teacher_cross_entropy(step, "the gate 'oracle'")
+        losses_BT, known_B = teacher_cross_entropy(step, "the gate 'oracle'", self.rows)
         if self.tau > 0:
             return (-losses_BT / self.tau).where(known_B[:, None], 0.0)
         best = F.one_hot(losses_BT.argmin(dim=1), losses_BT.shape[1])

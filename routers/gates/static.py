@@ -1,6 +1,6 @@
 """Learned scores that are the same for every instance.
 
-Shapes: B batch, T teacher variants.
+Shapes: R rows (instances, tokens or pixels), T teacher variants.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...registry import Injected
+from ..positions import Granularity, Rows, count
 from .base import GATES, Gate
 
 if TYPE_CHECKING:
@@ -26,12 +27,18 @@ class StaticGate(Gate):
 
     Args:
         num_teachers: number T of teacher variants.
+        granularity: what is routed: instances, or tokens or pixels of dense logits.
+        mask_field: batch field of bool that tells which rows count; by default all that are not void.
     """
 
-    def __init__(self, num_teachers: Injected[int]) -> None:
+    def __init__(
+        self, num_teachers: Injected[int], granularity: Granularity = "instance", mask_field: str | None = None
+    ) -> None:
         super().__init__()
+        self.rows = Rows(granularity, mask_field)
         self.scores = nn.Parameter(torch.zeros(num_teachers))
 
     def forward(self, step: Step) -> Tensor:
-        """Return the scores, `[B, T]`, rows are equal."""
-        return self.scores.expand(len(step.batch["id"]), -1)
+        """Return the scores, `[R, T]`, rows are equal."""
+        rows = len(step.batch["id"]) * count(self.rows.positions(step, "the gate 'static'"))
+        return self.scores.expand(rows, -1)

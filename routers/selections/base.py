@@ -35,7 +35,11 @@ class Selected(NamedTuple):
 
 
 class Selection(nn.Module):
-    """Maps router logits `[B, T]` to weights `[B, T]` and the chosen teachers `[B, k]` (None: all)."""
+    """Maps router logits `[B, T]` to weights `[B, T]` and the chosen teachers `[B, k]` (None: all).
+
+    Where tokens or pixels are routed, B is the number of all positions (see `moekd.routers.positions`). Rows outside of
+    `mask_B` get weights that nobody reads, and must not change what the selection does with others.
+    """
 
     #: Teachers chosen for an instance, where it is fixed; None means all, or a number that varies.
     k: int | None = None
@@ -43,6 +47,10 @@ class Selection(nn.Module):
     sums_to_one: bool = True
     #: True when all teachers must have run.
     needs_teachers: bool = False
+    #: True when all teachers take part in every row, so that without their weights they all count the same.
+    takes_all: bool = False
+    #: True when rows have weights of their own (their sums differ), which only multiply losses.
+    weighs_rows: bool = False
     #: Keys of a `router` section with which this selection makes sense, where they differ from `examples`' own: the
     #: other parts of the router, and under "selection" options of the selection itself.
     example: ClassVar[Mapping[str, Any]] = {}
@@ -62,7 +70,9 @@ class Selection(nn.Module):
         usual = {"gate": gate, "balance": [], "combine": "target", "signal": "task", "mix": "probs"}
         return {"": usual | dict(cls.example)}
 
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Choice | Selected:
+    def forward(
+        self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None, mask_B: Tensor | None = None
+    ) -> Choice | Selected:
         """Return (weights, chosen), or more as `Selected`; what changes over time reads the step."""
         raise NotImplementedError
 

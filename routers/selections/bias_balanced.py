@@ -60,16 +60,19 @@ class BiasBalanced(Selection):
         self.register_buffer("bias", torch.zeros(num_teachers))
         self.register_buffer("load", torch.zeros(num_teachers, dtype=torch.int64))
 
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Selected:
+    def forward(
+        self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None, mask_B: Tensor | None = None
+    ) -> Selected:
         """Return weights, choice and the normalised sigmoids as probabilities."""
         log_affinity_BT = F.logsigmoid(logits_BT)
         affinity_BT = log_affinity_BT.exp()
         chosen = best_k((affinity_BT + self.bias).detach(), self.k)
         if step is not None and step.training and self.training:
             with torch.no_grad():
-                self.load += torch.zeros_like(self.load).scatter_add_(
-                    0, chosen.flatten(), torch.ones_like(chosen.flatten())
+                counts = (
+                    torch.ones_like(chosen) if mask_B is None else mask_B[:, None].expand_as(chosen).to(chosen.dtype)
                 )
+                self.load += torch.zeros_like(self.load).scatter_add_(0, chosen.flatten(), counts.flatten())
         weights = softmax_of(log_affinity_BT, chosen) if self.normalise == "topk" else keep(affinity_BT, chosen)
         return Selected(weights, chosen, probs=log_affinity_BT.softmax(dim=1))
 

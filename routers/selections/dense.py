@@ -31,13 +31,17 @@ class Dense(Selection):
 
     example: ClassVar[Mapping[str, Any]] = {"signal": "kd"}
 
+    takes_all = True
+
     def __init__(self, temperature: Schedule | float = 1.0) -> None:
         super().__init__()
         self.temperature = temperature
         if not isinstance(temperature, Schedule):
             _positive(temperature)
 
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Choice | Selected:
+    def forward(
+        self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None, mask_B: Tensor | None = None
+    ) -> Choice | Selected:
         """Return the weights, which are the router's probabilities too."""
         if isinstance(self.temperature, Schedule):
             temperature = _positive(self.temperature(Progress() if step is None else step.progress))

@@ -60,21 +60,26 @@ class Drop(Selection):
             raise ConfigError(f"router.selection.p: a probability is between 0 and 1, found {p}")
         self.p, self.keep, self.normalise = p, keep, normalise
         self.sums_to_one = normalise == "row"
+        self.weighs_rows = normalise == "all"
         self.draws = SampleDraws(seed)
 
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Choice:
+    def forward(
+        self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None, mask_B: Tensor | None = None
+    ) -> Choice:
         """Return (weights, chosen `[B, T]` with -1 for who dropped out)."""
         step = require_step(step, "drop")
         rows, experts = logits_BT.shape
         scores = logits_BT.detach() if self.keep == "highest" else -logits_BT.detach()
         always = F.one_hot(scores.argmax(dim=1), experts).bool()
-        lucky = self.draws(step, experts) >= self.p if step.training else torch.ones_like(always)
+        lucky = self.draws(step, experts, rows) >= self.p if step.training else torch.ones_like(always)
         kept = always | lucky
         counts = kept.to(probs_BT.dtype)
         if self.normalise == "row":
             weights = counts / counts.sum(dim=1, keepdim=True)
         else:
-            pairs = sum_over_processes(torch.stack([counts.sum(), counts.new_tensor(float(rows))]))
-            weights = counts * pairs[1] / pairs[0]
+            counted = counts if mask_B is None else counts * mask_B[:, None]
+            number = counts.new_tensor(float(rows)) if mask_B is None else mask_B.sum().to(counts)
+            pairs = sum_over_processes(torch.stack([counted.sum(), number]))
+            weights = counts * pairs[1] / pairs[0].clamp_min(1)
         chosen = torch.arange(experts, device=kept.device).expand(rows, -1).where(kept, -1)
         return weights, chosen

@@ -48,9 +48,11 @@ class ExpertChoice(Selection):
         self.normalise: Normalise = normalise
         self.sums_to_one = normalise == "topk"
 
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Choice | Selected:
+    def forward(
+        self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None, mask_B: Tensor | None = None
+    ) -> Choice | Selected:
         """Return (weights, chosen `[B, T]`, best first, -1 for who did not take the row)."""
-        taken = taken_rows(probs_BT.detach(), self.capacity)
+        taken = taken_rows(probs_BT.detach(), self.capacity, mask_B)
         empty = ~taken.any(dim=1, keepdim=True)
         kept = probs_BT * taken
         weights = normalised(kept) if self.normalise == "topk" else kept
@@ -59,10 +61,17 @@ class ExpertChoice(Selection):
         return weights, order.indices.where(order.values >= 0, -1)
 
 
-def taken_rows(probs_BT: Tensor, capacity: float) -> Tensor:
-    """Tell which rows every teacher takes, `[B, T]` of bool, seen over the batch of all processes."""
+def taken_rows(probs_BT: Tensor, capacity: float, mask_B: Tensor | None = None) -> Tensor:
+    """Tell which rows every teacher takes, `[B, T]` of bool, seen over the batch of all processes.
+
+    Rows outside of the mask are taken by nobody; with a mask, the number of rows is read back from the device.
+    """
+    if mask_B is not None:
+        probs_BT = probs_BT.masked_fill(~mask_B[:, None], -1.0)
     everyone_NT, first = gather_rows(probs_BT)
     rows, teachers = everyone_NT.shape
+    if mask_B is not None:
+        rows = int((everyone_NT[:, 0] >= 0).sum())
     count = min(rows, math.ceil(capacity * rows / teachers))
     best = everyone_NT.sort(dim=0, descending=True, stable=True).indices[:count]
     taken = torch.zeros_like(everyone_NT, dtype=torch.bool).scatter(0, best, True)

@@ -58,23 +58,29 @@ class Hash(Selection):
         self.key = key
         self.register_buffer("table", balanced_table(num_teachers, blocks, seed))
 
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Choice:
+    def forward(
+        self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None, mask_B: Tensor | None = None
+    ) -> Choice:
         """Return (weights, chosen)."""
-        chosen = self.table[self._keys(require_step(step, "hash")) % self.table.shape[0]][:, : self.k]
+        keys_B = self._keys(require_step(step, "hash"), logits_BT.shape[0])
+        chosen = self.table[keys_B % self.table.shape[0]][:, : self.k]
         return equal_weights(probs_BT, chosen), chosen
 
-    def _keys(self, step: Step) -> Tensor:
-        ids: Tensor = step.batch["id"]
+    def _keys(self, step: Step, rows: int) -> Tensor:
+        """Return what is looked up, `[rows]`; all tokens or pixels of a sample have its id, each its own label."""
+        ids: Tensor = step.batch["id"].repeat_interleave(rows // max(1, len(step.batch["id"])))
         if self.key == "id":
             return ids
         labels: Tensor = step.batch["label"]
-        if labels.dim() != 1:
+        if labels.numel() != rows:
             raise ModelError(
-                f"router.selection.key 'label' needs one label an instance, found labels {tuple(labels.shape)}; "
-                "use key 'id'"
+                f"router.selection.key 'label' needs one label a row, found labels {tuple(labels.shape)} for {rows} "
+                "rows; use key 'id'"
             )
         labelled = step.batch.get("labelled")
-        return labels if labelled is None else labels.where(labelled, ids)
+        if labelled is None:
+            return labels.flatten()
+        return labels.where(labelled.view(-1, *[1] * (labels.dim() - 1)), ids.view(labels.shape)).flatten()
 
 
 def balanced_table(teachers: int, blocks: int, seed: int) -> Tensor:

@@ -17,7 +17,7 @@ from ...errors import ConfigError
 from ...registry import Injected
 from ...schedules import Schedule
 from ..draws import SampleDraws
-from ..gates.inputs import GateInput, On
+from ..gates.inputs import GateInput, On, Shapes
 from .base import SELECTIONS, Selected, Selection
 from .top_k import best_k, softmax_of
 
@@ -46,11 +46,11 @@ class NoisyTopK(Selection):
         k: teachers chosen for an instance, at most the number of teacher variants.
         noise: `learned` or `constant`.
         scale: factor of the noise, at least 0; a number or a schedule over the stage.
-        on: what learned noise reads: `student_logits`, `student_feature`, `teacher_stats`, `logits_and_stats` or
-            `input_feature`.
+        on: what learned noise reads; the page on routers says what each is.
         source: tap of the student or field of the batch, for `student_feature` and `input_feature`.
-        width: size of the source, for `student_feature` and `input_feature`.
+        width: size of the source, found by itself in a config.
         seed: of the noise.
+        shapes: sizes of fields and taps.
     """
 
     example: ClassVar[Mapping[str, Any]] = {
@@ -69,6 +69,7 @@ class NoisyTopK(Selection):
         source: str | None = None,
         width: int | None = None,
         seed: int = 0,
+        shapes: Injected[Shapes | None] = None,
     ) -> None:
         super().__init__()
         if k < 1:
@@ -77,13 +78,15 @@ class NoisyTopK(Selection):
         self.scale = scale
         self.input: GateInput | None = None
         if noise == "learned":
-            self.input = GateInput(on, num_classes, num_teachers, source, width)
+            self.input = GateInput(on, num_classes, num_teachers, source, width, shapes=shapes)
             self.layer = nn.Linear(self.input.width, num_teachers, bias=False)
             nn.init.zeros_(self.layer.weight)
             self.needs_teachers = self.input.needs_teachers
         self.draws = SampleDraws(seed)
 
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Selected:
+    def forward(
+        self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None, mask_B: Tensor | None = None
+    ) -> Selected:
         """Return weights, choice and load."""
         if step is None or not (step.training and self.training):
             chosen = best_k(logits_BT, self.k)
@@ -92,7 +95,7 @@ class NoisyTopK(Selection):
         teachers = logits_BT.shape[1]
         scale = self.scale(step.progress) if isinstance(self.scale, Schedule) else self.scale
         std_BT = scale * self._std(step, logits_BT)
-        uniform_BT = self.draws(step, teachers).to(logits_BT).clamp(2**-25, 1 - 2**-24)
+        uniform_BT = self.draws(step, teachers, logits_BT.shape[0]).to(logits_BT).clamp(2**-25, 1 - 2**-24)
         noisy_BT = logits_BT + torch.special.ndtri(uniform_BT) * std_BT
         chosen = best_k(noisy_BT, self.k)
         weights = softmax_of(noisy_BT, chosen)

@@ -45,7 +45,9 @@ class Random(Selection):
         self.k: int = require_k(k)
         self.draws = SampleDraws(seed)
 
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Choice:
+    def forward(
+        self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None, mask_B: Tensor | None = None
+    ) -> Choice:
         """Return (weights, chosen)."""
-        chosen = best_k(self.draws(require_step(step, "random"), logits_BT.shape[1]), self.k)
+        chosen = best_k(self.draws(require_step(step, "random"), logits_BT.shape[1], logits_BT.shape[0]), self.k)
         return equal_weights(probs_BT, chosen), chosen

@@ -43,7 +43,9 @@ class Single(Selection):
         rest = {"gate": {"kind": "uniform"}, "balance": [], "combine": "select", "signal": "none"}
         return {str(index): rest | {"selection": {"index": index}} for index in range(num_teachers)}
 
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Choice:
+    def forward(
+        self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None, mask_B: Tensor | None = None
+    ) -> Choice:
         """Return (weights, chosen)."""
         experts = logits_BT.shape[1]
         if not 0 <= self.index < experts:

@@ -74,7 +74,9 @@ class TopK(Selection):
         self.normalise: Normalise = normalise
         self.sums_to_one = normalise == "topk"
 
-    def forward(self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None) -> Choice | Selected:
+    def forward(
+        self, logits_BT: Tensor, probs_BT: Tensor, step: Step | None = None, mask_B: Tensor | None = None
+    ) -> Choice | Selected:
         """Return (weights, chosen)."""
         chosen = best_k(logits_BT, self.k)
         kept = keep(probs_BT, chosen)

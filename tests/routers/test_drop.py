@@ -127,7 +127,7 @@ def test_refused() -> None:
         Drop(1.5)
     with pytest.raises(ConfigError, match="'target' mixes distributions with weights that sum to 1"):
         route(Drop(normalise="all"), combine="target")
-    with pytest.raises(ConfigError, match=r"normalise 'all' of the selection 'drop' would be ignored"):
+    with pytest.raises(ConfigError, match=r"the weights of rows of Drop would be ignored"):
         route(Drop(normalise="all"), combine="select")
     with pytest.raises(ConfigError, match=r"router\.signal: the weights of Drop are constants"):
         Router(MismatchGate(), Drop(), combine="loss", signal="kd")

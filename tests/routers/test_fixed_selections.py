@@ -162,7 +162,7 @@ def test_hash_by_label_and_unlabelled_rows_by_id() -> None:
 
 def test_hash_by_label_refuses_dense_labels() -> None:
     batch = many(6) | {"label": torch.zeros(6, 8, 8, dtype=torch.int64)}
-    with pytest.raises(ModelError, match=r"key 'label' needs one label an instance, found labels \(6, 8, 8\)"):
+    with pytest.raises(ModelError, match=r"key 'label' needs one label a row, found labels \(6, 8, 8\) for 6 rows"):
         _ = route(Hash(3, key="label"), batch=batch).routing
 
 

@@ -86,4 +86,4 @@ def test_gates_need_logits() -> None:
 
 def test_injected_sizes_are_no_options() -> None:
     assert set(GATES.parameters("instance")) == {"hidden_factor", "activation", "detach_input"}
-    assert set(GATES.parameters("uniform")) == set()
+    assert set(GATES.parameters("uniform")) == {"granularity", "mask_field"}

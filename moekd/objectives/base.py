@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..distributed import masked_mean
+from ..errors import ModelError
 from ..registry import Registry
 from ..signals import Signals
 
@@ -63,6 +64,17 @@ class PairwiseObjective(Objective):
     def pair(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return the loss of every instance, `[B]`."""
         raise NotImplementedError
+
+    def pair_map(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        """Return the loss of every position of dense logits, `[B, ...positions]`; its mean over them is `pair`.
+
+        Raises:
+            ModelError: the objective has no loss a position.
+        """
+        raise ModelError(
+            f"{type(self).__name__} has one loss an instance, so it can't be routed by token or pixel; route "
+            "or use the objective 'kd'"
+        )
 
 
 OBJECTIVES: Registry[Objective] = Registry("objective", "objectives", base=Objective)

@@ -22,14 +22,13 @@ if TYPE_CHECKING:
     from ..teachers import TeacherPool
 
 
-def kd_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
-    """`T^2 KL(softmax(teacher / T) || softmax(student / T))` of every instance.
+def kd_map(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """`T^2 KL(softmax(teacher / T) || softmax(student / T))` of every instance, or of every position.
 
     Gradients flow into both arguments: detach the target where it must not learn.
 
     Shape:
-        student_logits, teacher_logits: `[B, C]` or dense `[B, C, ...]`; the class axis is 1. Result: `[B]`, the mean
-            over the remaining axes (pixels).
+        student_logits, teacher_logits: `[B, C]` or dense `[B, C, ...]`; the class axis is 1. Result: `[B, ...]`.
 
     Raises:
         ModelError: the shapes differ.
@@ -44,8 +43,21 @@ def kd_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4
         )
     student = F.log_softmax(full_precision(student_logits) / temperature, dim=1)
     teacher = F.log_softmax(full_precision(teacher_logits) / temperature, dim=1)
-    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
-    return temperature**2 * (divergence.flatten(1).mean(dim=1) if divergence.dim() > 1 else divergence)
+    return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
+
+
+def kd_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """The distillation loss of every instance: `kd_map`, for dense logits its mean over the positions.
+
+    Shape:
+        student_logits, teacher_logits: `[B, C]` or dense `[B, C, ...]`; the class axis is 1. Result: `[B]`.
+
+    Raises:
+        ModelError: the shapes differ.
+        ValueError: the temperature is not positive.
+    """
+    losses = kd_map(student_logits, teacher_logits, temperature)
+    return losses.flatten(1).mean(dim=1) if losses.dim() > 1 else losses
 
 
 @OBJECTIVES.register("kd")
@@ -73,6 +85,10 @@ class KD(PairwiseObjective):
     def pair(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return `kd_kl` of the two models' logits, `[B]`."""
         return kd_kl(student.require_logits("kd"), teacher.require_logits("kd"), self.temperature)
+
+    def pair_map(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        """Return `kd_map` of the two models' logits, `[B, ...positions]`."""
+        return kd_map(student.require_logits("kd"), teacher.require_logits("kd"), self.temperature)
 
     def variants(self, pool: TeacherPool) -> Sequence[str]:
         """Return the one teacher, or all variants."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..routers.positions import by_position, mean_over_positions
 from ..signals import Signals, full_precision
 from .base import OBJECTIVES, Loss, Objective, PairwiseObjective
 from .kd import KD
@@ -49,7 +50,9 @@ class RoutedObjective(Objective):
     def forward(self, step: Step) -> Mapping[str, Loss]:
         """Return `{name: [B]}`."""
         routing = step.routing
-        if routing.combine == "target":
+        if routing.positions:
+            loss = self._by_position(step, routing)
+        elif routing.combine == "target":
             teacher = mixed_teacher(
                 step.expert_signals.detach().logits, routing.applied_weights, routing.mix, self.objective.temperature
             )
@@ -77,6 +80,18 @@ class RoutedObjective(Objective):
         else:
             for index, signals in enumerate(teachers.values()):
                 yield weights_BT[:, index], signals
+
+    def _by_position(self, step: Step, routing: Routing) -> Tensor:
+        """Weigh the losses of every token or pixel on their own, and take the mean over those that count, `[B]`."""
+        teachers = step.expert_signals.detach()
+        weights = by_position(routing.applied_weights, routing.positions)
+        if routing.combine == "target":
+            mixed = mixed_teacher(teachers.logits, weights, routing.mix, self.objective.temperature)
+            losses = self.objective.pair_map(step.student, mixed, step.batch)
+        else:
+            maps = [self.objective.pair_map(step.student, s, step.batch) for s in teachers.values()]
+            losses = torch.stack([weights[:, index] * m for index, m in enumerate(maps)]).sum(dim=0)
+        return mean_over_positions(losses, routing.mask)
 
     def _by_rows(self, step: Step, routing: Routing) -> Tensor:
         """Run every teacher on the rows that were routed to it, and on no others."""
@@ -117,9 +132,11 @@ def mixed_teacher(logits_BTC: Tensor, weights_BT: Tensor, mix: str = "probs", te
     loss against it is at most the weighted sum of the losses. With `logits`, the mean of the logits.
 
     Shape:
-        logits_BTC: `[B, T, C, ...]`; weights_BT: `[B, T]`, rows sum to 1; result: logits `[B, C, ...]`.
+        logits_BTC: `[B, T, C, ...]`; weights_BT: `[B, T]`, or `[B, T, ...]` with weights of their own for every
+            position; they sum to 1 over T; result: logits `[B, C, ...]`.
     """
-    weights = full_precision(weights_BT).reshape(*weights_BT.shape, *[1] * (logits_BTC.dim() - 2))
+    weights = full_precision(weights_BT).unsqueeze(2)
+    weights = weights.reshape(*weights.shape, *[1] * (logits_BTC.dim() - weights.dim()))
     logits = full_precision(logits_BTC)
     if mix == "logits":
         return Signals((weights * logits).sum(dim=1))

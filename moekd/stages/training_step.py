@@ -90,7 +90,7 @@ class TrainingStep(nn.Module):
             for name, value in step.routed.losses.items():
                 terms[name] = value.detach()
                 total = total + value
-            result["shares"] = step.routed.applied_weights.detach().sum(dim=0)
+            result["shares"] = step.routed.load
             result |= step.routed.stats
         result["loss"] = total if isinstance(total, Tensor) else torch.zeros(())
         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from rich.console import Console
 
 from ..atomic import write_text
 from .ablation_blocks import Ablation, Block, arrange
-from .ablation_figures import gain_against_agreement, interval_plot
+from .ablation_figures import interval_plot
 from .ablation_routing import shares_over_training, use_by_class
 from .ablation_rows import Row, read_ablation_csv, rows_to_csv
+from .ablation_scatter import gain_against_agreement
 from .ablation_tables import excluded_table, matrix, other_measures, result_table, routing_table, without_empty
 from .ablation_text import markdown, print_tables, reading
 from .figures import Drawing, save, slug, styled
@@ -40,8 +42,8 @@ def write_ablation_report(rows: Sequence[Row], about: Mapping[str, Any], folder:
     ablation = arrange(rows, about)
     name = slug(ablation.about.name)
     with styled():
-        settings = [_setting(ablation, blocks) for s in ablation.about.settings if (blocks := ablation.of(s))]
-    save([drawing for setting in settings for drawing in setting["drawings"]], folder / "figures")
+        settings = [_setting(ablation, ablation.of(block.setting)) for block in ablation.main]
+    save(_distinct([drawing for setting in settings for drawing in setting["drawings"]]), folder / "figures")
     return {
         "csv": write_text(folder / f"{name}.csv", rows_to_csv(rows, ablation.about.metric.key)),
         "md": write_text(folder / f"{name}.md", markdown(ablation)),
@@ -96,7 +98,6 @@ def _setting(ablation: Ablation, blocks: Sequence[Block]) -> dict[str, Any]:
     intervals: list[Any] = [split["intervals"] for split in splits]
     drawings: list[Drawing] = [*intervals, *gain, *figures]
     return {
-        "id": slug("setting", main.setting),
         "name": main.setting,
         "splits": splits,
         "routing": without_empty(routing_table(main)),
@@ -106,9 +107,20 @@ def _setting(ablation: Ablation, blocks: Sequence[Block]) -> dict[str, Any]:
     }
 
 
+def _distinct(drawings: Sequence[Drawing]) -> list[Drawing]:
+    """Number the figures whose file names are alike."""
+    slugs = [drawing.slug for drawing in drawings]
+    earlier = [slugs[:index].count(name) for index, name in enumerate(slugs)]
+    return [
+        replace(drawing, slug=f"{drawing.slug}-{n + 1}") if n else drawing
+        for drawing, n in zip(drawings, earlier, strict=True)
+    ]
+
+
 def _page(ablation: Ablation, settings: Sequence[Mapping[str, Any]]) -> str:
     about = ablation.about
     excluded = excluded_table(ablation)
+    settings = [{"id": f"setting-{index}", **setting} for index, setting in enumerate(settings, 1)]
     matrices = [matrix(ablation, split) for split in ablation.splits] if len(settings) > 1 else []
     contents = [("overview", "All settings")] if matrices else []
     contents += [(setting["id"], setting["name"]) for setting in settings]

@@ -33,6 +33,11 @@ class Metric:
         return {"miou": "mIoU", "weighted_f1": "weighted F1"}.get(self.key, self.key.replace("_", " "))
 
     @property
+    def heading(self) -> str:
+        """The label with a capital."""
+        return self.label[0].upper() + self.label[1:]
+
+    @property
     def unit(self) -> str:
         """Unit of differences."""
         return "nats" if self.less_is_better else "points"
@@ -45,7 +50,7 @@ class Metric:
         """Format a difference with its sign, shares in percentage points."""
         if not self.less_is_better:
             return points(value, digits)
-        return "-" if math.isnan(value) else f"{value:+.{digits + 2}f}"
+        return "-" if math.isnan(value) else f"{value:+z.{digits + 2}f}"
 
     def spread(self, value: float | None, digits: int = 2) -> str:
         """Format a standard deviation in the unit of differences."""
@@ -253,20 +258,30 @@ def _names(row: Row) -> tuple[str, str, str]:
     return str(row.get("setting")), arm, " ".join(str(row.get("title") or arm).split())
 
 
+def _block_flags(block: Block, about: About) -> list[str]:
+    flags, expected = [], len(about.seeds)
+    if block.baseline is None:
+        flags.append(f"the baseline '{about.baseline}' has no results, so no difference is shown.")
+    fewer = sorted((arm.title, arm.n) for arm in block.arms if arm.n < expected)
+    if fewer and len(fewer) == len(block.arms) and len({n for _, n in fewer}) == 1:
+        flags.append(f"{fewer[0][1]} of {expected} seeds so far.")
+    elif fewer:
+        flags.append(f"fewer than {expected} seeds for {', '.join(f'{title} ({n})' for title, n in fewer)}.")
+    return flags
+
+
 def _flags(result: Ablation) -> list[str]:
     """Say which arms have fewer seeds, which numbers are not finite, where the baseline is missing."""
-    notes, expected = [], len(result.about.seeds)
     if not result.blocks:
         return ["No run has finished, so there is nothing to compare."]
+    flags: dict[tuple[str, str], list[str]] = {}
     for block in result.blocks:
-        place = f"{block.setting}, {block.split}"
-        if block.baseline is None:
-            notes.append(f"{place}: the baseline '{result.about.baseline}' has no results, so no difference is shown.")
-        fewer = [f"{arm.title} ({arm.n})" for arm in block.arms if arm.n < expected]
-        if fewer and len(fewer) == len(block.arms) and len({arm.n for arm in block.arms}) == 1:
-            notes.append(f"{place}: {block.arms[0].n} of {expected} seeds so far.")
-        elif fewer:
-            notes.append(f"{place}: fewer than {expected} seeds for {', '.join(fewer)}.")
+        for words in _block_flags(block, result.about):
+            flags.setdefault((block.setting, words), []).append(block.split)
+    notes = []
+    for (setting, words), splits in flags.items():
+        everywhere = len(splits) == len(result.of(setting))
+        notes.append(f"{setting}{'' if everywhere else ' on ' + ', '.join(splits)}: {words}")
     odd: dict[str, set[Any]] = {}
     for arm in (arm for block in result.blocks for arm in block.arms):
         for row in arm.rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,22 +79,23 @@ def use_by_class(block: Block) -> list[Drawing]:
     names = _class_names(shown[0], len(tables[shown[0].name]))
     same = [arm for arm in shown if len(tables[arm.name]) == len(names)]
     classes = _classes([tables[arm.name] for arm in same], len(names))
-    longest = max(len(_variants(arm)) for arm in same)
-    figure, axes = _grid(len(same), 0.75 + 0.13 * len(classes), header=0.1, sharey=True, upright=longest > 2)
+    alike = len({tuple(_variants(arm)) for arm in same}) == 1
+    figure, axes = _grid(len(same), 0.35 + 0.13 * len(classes) + (0 if alike else 0.6), 0.9, sharey=True)
     image = None
-    for axis, arm in zip(axes, same, strict=False):
-        image = axis.imshow(
-            np.ma.masked_invalid(tables[arm.name][classes]), cmap=USE_COLORS, vmin=0, vmax=1, aspect="auto"
-        )
+    for place, (axis, arm) in enumerate(zip(axes, same, strict=False)):
+        shares_CT = np.ma.masked_invalid(tables[arm.name][classes])
+        image = axis.imshow(shares_CT, cmap=USE_COLORS, vmin=0, vmax=1, aspect="auto")
         variants = [shorten(name, 16) for name in _variants(arm)]
         size = 7 if len(variants) <= 6 else 5.5
         axis.set_xticks(range(len(variants)), variants, rotation=60, ha="right", rotation_mode="anchor", fontsize=size)
+        axis.tick_params(length=0, labelbottom=not alike or place + COLUMNS >= len(same))
         axis.set_yticks(range(len(classes)), [shorten(names[index], 16) for index in classes], fontsize=6.5)
         axis.set_title(_wrapped(arm.title), fontsize=7.5)
-        axis.tick_params(length=0)
         axis.grid(False)
     if image is not None:
-        bar = figure.colorbar(image, ax=axes, location="top", shrink=0.6, aspect=30, format=PercentFormatter(1))
+        bar = figure.colorbar(
+            image, ax=axes, location="top", shrink=0.6, aspect=30, pad=0.01, format=PercentFormatter(1)
+        )
         bar.ax.tick_params(labelsize=7, length=2)
     top = "; ".join(f"{arm.title} {100 * special[arm.name]:.0f} points" for arm in same)
     alt = f"Who teaches which class in {block.setting}. Mean distance of a class's shares from the arm's own: {top}."
@@ -187,14 +189,11 @@ def _choice(shown: Sequence[ArmResult], all_: Sequence[ArmResult], words: str) -
     return f"; {len(shown)} of {len(all_)} arms, {words}" if len(shown) < len(all_) else ""
 
 
-def _grid(panels: int, height: float, header: float, sharey: bool, upright: bool = True) -> tuple[Figure, list[Axes]]:
-    """Return small axes, `COLUMNS` in a row; the places that stay empty are removed."""
+def _grid(panels: int, height: float, header: float, sharey: bool) -> tuple[Figure, list[Axes]]:
+    """Return small axes of `height` inches, `COLUMNS` in a row; the places that stay empty are removed."""
     rows = math.ceil(panels / COLUMNS)
-    columns = min(panels, COLUMNS)
-    extra = 0.35 if upright else 0.1
-    figure = Figure(figsize=(WIDTH, 0.5 + header + rows * (height + extra)), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
-    axes = list(grid.flat)
+    figure = Figure(figsize=(WIDTH, 0.5 + header + rows * (height + 0.35)), layout="constrained")
+    axes = list(figure.subplots(rows, min(panels, COLUMNS), squeeze=False, sharey=sharey).flat)
     for axis in axes[panels:]:
         axis.remove()
     return figure, axes[:panels]
@@ -207,13 +206,7 @@ def _style(index: int) -> dict[str, Any]:
 
 def _wrapped(title: str) -> str:
     """Break a title into at most two lines of a panel's width."""
-    words, lines = shorten(title, 38).split(), [""]
-    for word in words:
-        if len(lines) < 2 and len(lines[-1]) + len(word) + 1 > 20 and lines[-1]:
-            lines.append(word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
+    return textwrap.fill(title, 19, max_lines=2, placeholder="...") or "(no name)"
 
 
 def _or_zero(value: object) -> float:

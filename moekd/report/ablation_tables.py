@@ -18,34 +18,27 @@ FEW_PAIRS = f"n < {MIN_PAIRS}"
 def result_table(block: Block, ablation: Ablation) -> PageTable:
     """Return one row an arm: seeds, mean, interval, sd, paired difference to the baseline, p, share of the gap."""
     metric = ablation.about.metric
-    header = ["Arm", "Seeds", f"{metric.label.capitalize()}, mean", "95% interval", f"SD, {metric.unit}"]
-    header += [f"Difference, {metric.unit}", "95% interval of it", "p", "p, Holm"]
+    header = ["Arm", "Seeds", metric.heading, f"SD, {metric.unit}", f"Difference, {metric.unit}", "p", "p, Holm"]
     header += ["Gap to oracle closed"] if block.oracle else []
     rows = []
     for arm in block.arms:
         interval, found = arm.compared.interval, arm.difference
-        low, high = (interval.low, interval.high) if interval else (None, None)
         sd = interval.sd if interval else None
-        cells = [_name(arm), seeds_cell(arm, ablation), Cell(metric.value(arm.mean, 2), arm.mean)]
-        cells += [Cell(span(low, high, lambda x: metric.value(x, 2)), number(low)), Cell(metric.spread(sd), number(sd))]
+        cells = [_name(arm), seeds_cell(arm, ablation), mean_cell(arm, metric), Cell(metric.spread(sd), number(sd))]
         cells += [difference_cell(arm, block, metric)]
-        if found is None:
-            cells += [Cell("-", math.nan)] * 3
-        else:
-            cells += [Cell(span(found.low, found.high, lambda x: metric.difference(x, 2)), number(found.low))]
-            cells += [Cell(p_text(found, p), number(p)) for p in (found.p, found.p_holm)]
+        cells += [Cell(p_text(found, p), number(p)) for p in ((found.p, found.p_holm) if found else (None, None))]
         cells += [share_cell(arm, block)] if block.oracle else []
         rows.append(cells)
-    caption = f"{block.setting}, {block.split}: {metric.label} over seeds"
-    if block.baseline:
-        caption += f", and the paired difference to '{block.baseline.title}'"
+    caption = f"{block.setting}, {block.split}: mean over seeds"
+    caption += f", and paired difference to '{block.baseline.title}'" if block.baseline else ""
+    caption += "; 95% intervals in small print"
     return PageTable(caption, header, rows, _baseline_rows(block))
 
 
 def routing_table(block: Block) -> PageTable:
     """Return one row an arm: time and teacher forwards a step, entropy, load, agreement with the oracle, losses."""
     header = ["Arm", "Seconds a step", "Teacher forwards a step", ENTROPY, LOAD, BEST, AGREEMENT]
-    header += ["Loss of chosen teacher", "of the best one", "of all on average"]
+    header += ["Loss of chosen teacher", "Loss of best teacher", "Mean loss of teachers"]
     rows = []
     for arm in block.arms:
         cells = [_name(arm), _decimal(arm, "seconds_per_step", 4), _decimal(arm, "teacher_forwards_per_step", 2)]
@@ -56,6 +49,21 @@ def routing_table(block: Block) -> PageTable:
         cells += [_decimal(arm, key, 3) for key in ("chosen_loss", "oracle_loss", "mean_loss")]
         rows.append(cells)
     caption = f"{block.setting}: cost of a step, and what the router did (means over seeds)"
+    return PageTable(caption, header, rows, _baseline_rows(block))
+
+
+def brief_routing_table(block: Block) -> PageTable:
+    """Return the routing table for text: fewer and narrower columns."""
+    header = ["Arm", "s / step", "Forwards / step", "Entropy", "Load cv", "Weight on best", "Loss: chosen, best, mean"]
+    rows = []
+    for arm in block.arms:
+        means = arm.means
+        cells = [_name(arm), _decimal(arm, "seconds_per_step", 4), _decimal(arm, "teacher_forwards_per_step", 2)]
+        cells += [_detailed(arm, "entropy", "relative_entropy", "{}", lambda x: decimal(x, 2))]
+        cells += [_decimal(arm, "load_cv", 2), _detailed(arm, "oracle_weight", "chance_weight", "{}", percent)]
+        losses = [decimal(means[key], 3) for key in ("chosen_loss", "oracle_loss", "mean_loss")]
+        rows.append([*cells, Cell("-" if set(losses) == {"-"} else ", ".join(losses), means["chosen_loss"])])
+    caption = f"{block.setting}: entropy in nats [of ln T], weight on each row's best teacher [chance]"
     return PageTable(caption, header, rows, _baseline_rows(block))
 
 
@@ -103,8 +111,8 @@ def matrix(ablation: Ablation, split: str) -> PageTable:
 def matrix_cell(found: Difference, metric: Metric) -> Cell:
     """Return a coloured cell: sign and asterisk say the same as the colour."""
     text = metric.difference(found.mean) + ("*" if found.beyond_chance else "")
-    detail = "" if found.low is None or found.high is None else span(found.low, found.high, metric.difference)
-    return Cell(text, found.mean, detail, direction(found, metric))
+    detail = interval_text(found.low, found.high, metric.difference)
+    return Cell(text, found.mean, detail, _mark(text, found, metric))
 
 
 def direction(found: Difference, metric: Metric) -> str:
@@ -133,9 +141,17 @@ def difference_cell(arm: ArmResult, block: Block, metric: Metric) -> Cell:
         return Cell("baseline", 0.0)
     if arm.difference is None:
         return Cell("-", math.nan)
-    star = "*" if arm.difference.beyond_chance else ""
-    text = metric.difference(arm.difference.mean, 2) + star
-    return Cell(text, arm.difference.mean, mark=direction(arm.difference, metric))
+    found = arm.difference
+    text = metric.difference(found.mean, 2) + ("*" if found.beyond_chance else "")
+    detail = interval_text(found.low, found.high, lambda x: metric.difference(x, 2))
+    return Cell(text, found.mean, detail, _mark(text, found, metric))
+
+
+def mean_cell(arm: ArmResult, metric: Metric) -> Cell:
+    """Return the mean with its interval."""
+    interval = arm.compared.interval
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    return Cell(metric.value(arm.mean, 2), arm.mean, interval_text(low, high, lambda x: metric.value(x, 2)))
 
 
 def seeds_cell(arm: ArmResult, ablation: Ablation) -> Cell:
@@ -150,13 +166,18 @@ def share_cell(arm: ArmResult, block: Block) -> Cell:
         return Cell("oracle", 1.0)
     if arm.share is None:
         return Cell("-", math.nan)
-    detail = span(arm.share.low, arm.share.high, lambda x: percent(x, 0))
-    return Cell(percent(arm.share.value, 0), arm.share.value, detail if detail != "-" else "")
+    detail = interval_text(arm.share.low, arm.share.high, lambda x: percent(x, 0))
+    return Cell(percent(arm.share.value, 0), arm.share.value, detail)
 
 
-def p_text(found: Difference, p: float | None) -> str:
+def p_text(found: Difference | None, p: float | None) -> str:
     """Return a p-value, or why there is none."""
-    return FEW_PAIRS if found.n < MIN_PAIRS else p_value(p)
+    return FEW_PAIRS if found is not None and found.n < MIN_PAIRS else p_value(p)
+
+
+def interval_text(low: float | None, high: float | None, form: Callable[[float], str]) -> str:
+    """Return an interval; empty where there is none."""
+    return "" if low is None or high is None else span(low, high, form)
 
 
 def without_empty(table: PageTable, keep: Sequence[str] = ()) -> PageTable:
@@ -168,6 +189,11 @@ def without_empty(table: PageTable, keep: Sequence[str] = ()) -> PageTable:
     ]
     rows = [[row[column] for column in kept] for row in table.rows]
     return PageTable(table.caption, [table.header[column] for column in kept], rows, table.strong)
+
+
+def _mark(text: str, found: Difference, metric: Metric) -> str:
+    """Return the colour of a difference; none where it is shown as zero."""
+    return direction(found, metric) if text.strip("+0.*") else ""
 
 
 def _name(arm: ArmResult) -> Cell:

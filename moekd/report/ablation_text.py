@@ -1,22 +1,23 @@
-"""An ablation as text: Markdown tables to commit, and tables in the terminal. Both show the same columns."""
+"""An ablation as text: Markdown tables to commit, and tables in the terminal. Both have the same columns."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..evaluation.comparison import MIN_PAIRS
-from .ablation_blocks import Ablation, ArmResult, Block, Metric
+from .ablation_blocks import Ablation, Block
 from .ablation_tables import (
+    brief_routing_table,
     difference_cell,
     excluded_table,
     matrix,
+    mean_cell,
     p_text,
-    routing_table,
     seeds_cell,
     share_cell,
     without_empty,
@@ -45,23 +46,26 @@ def markdown(ablation: Ablation) -> str:
             lines += [f"### {escape(setting)}, {escape(block.split)}", "", *table_lines(compact(block, ablation)), ""]
         if blocks:
             lines += [f"### {escape(setting)}: cost and routing", ""]
-            lines += [*table_lines(without_empty(routing_table(blocks[0]))), ""]
+            lines += [
+                "Seconds and teacher forwards a step; entropy in nats [of ln T]; load as coefficient of variation;"
+            ]
+            lines += ["mean weight on each row's best teacher [chance]; cross-entropy of teachers in nats.", ""]
+            lines += [*table_lines(without_empty(brief_routing_table(blocks[0]))), ""]
     left_out = excluded_table(ablation)
     lines += ["## Not in the comparison", "", *table_lines(left_out), ""] if left_out else []
     return "\n".join(lines).rstrip() + "\n"
 
 
 def print_tables(ablation: Ablation, console: Console) -> None:
-    """Print the same tables to the terminal."""
+    """Print the tables of the main split to the terminal."""
     console.print(Text(f"{ablation.about.title}: {reading(ablation)}"))
     if len(ablation.main) > 1:
         console.print(_rich(matrix(ablation, ablation.splits[0])))
     for setting in ablation.about.settings:
         blocks = ablation.of(setting)
-        for block in blocks:
-            console.print(_rich(compact(block, ablation)))
         if blocks:
-            console.print(_rich(without_empty(routing_table(blocks[0]))))
+            console.print(_rich(compact(blocks[0], ablation)))
+            console.print(_rich(without_empty(brief_routing_table(blocks[0]))))
     left_out = excluded_table(ablation)
     if left_out is not None:
         console.print(_rich(left_out))
@@ -73,9 +77,7 @@ def reading(ablation: Ablation) -> str:
     """Say how the tables are to be read."""
     metric, baseline = ablation.about.metric, ablation.about.baseline
     unit = "in nats, less is better" if metric.less_is_better else "in percent"
-    words = (
-        f"{metric.label.capitalize()} {unit}: mean over seeds with its 95 % interval (Student's t). Differences are "
-    )
+    words = f"{metric.heading} {unit}: mean over seeds with its 95 % interval (Student's t). Differences are "
     words += (
         f"to the baseline arm '{baseline}', paired by seed, with their 95 % interval; p is that of a paired t-test, "
     )
@@ -86,20 +88,20 @@ def reading(ablation: Ablation) -> str:
         words += (
             " Gap closed: (arm - baseline) / (oracle - baseline) with Fieller's 95 % interval, shown where the gap "
         )
-        words += f"is above 0 (oracle: {', '.join(oracles)})."
+        words += f"is above 0 (oracle: {' or '.join(repr(title) for title in oracles)})."
     return words
 
 
 def compact(block: Block, ablation: Ablation) -> PageTable:
     """Return the result table with intervals beside their means."""
     metric = ablation.about.metric
-    header = ["Arm", "Seeds", metric.label.capitalize(), "Difference", "p (Holm)"]
+    header = ["Arm", "Seeds", metric.heading, "Difference", "p (Holm)"]
     header += ["Gap closed"] if block.oracle else []
     rows = []
     for arm in block.arms:
         found = arm.difference
-        cells = [Cell(arm.title), seeds_cell(arm, ablation), _mean(arm, metric)]
-        cells += [_difference(arm, block, metric), Cell(p_text(found, found.p_holm) if found else "")]
+        cells = [Cell(arm.title), seeds_cell(arm, ablation), _plain(mean_cell(arm, metric))]
+        cells += [_plain(difference_cell(arm, block, metric)), Cell(p_text(found, found.p_holm if found else None))]
         rows.append(cells + ([share_cell(arm, block)] if block.oracle else []))
     strong = frozenset(index for index, arm in enumerate(block.arms) if arm is block.baseline)
     return PageTable(f"{block.setting}, {block.split}", header, rows, strong)
@@ -122,21 +124,9 @@ def escape(text: str) -> str:
     return SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
-def _mean(arm: ArmResult, metric: Metric) -> Cell:
-    interval = arm.compared.interval
-    low, high = (interval.low, interval.high) if interval else (None, None)
-    return _with_interval(metric.value(arm.mean, 2), low, high, lambda x: metric.value(x, 2))
-
-
-def _difference(arm: ArmResult, block: Block, metric: Metric) -> Cell:
-    found, text = arm.difference, difference_cell(arm, block, metric).text
-    low, high = (found.low, found.high) if found else (None, None)
-    return _with_interval(text, low, high, lambda x: metric.difference(x, 2))
-
-
-def _with_interval(text: str, low: float | None, high: float | None, form: Callable[[float], str]) -> Cell:
-    detail = "" if low is None or high is None else f"{form(low)}, {form(high)}"
-    return Cell(text.replace("%", ""), detail=detail.replace("%", ""))
+def _plain(cell: Cell) -> Cell:
+    """Return a cell with its interval, without percent signs: the heading says the unit."""
+    return Cell(cell.text.replace("%", ""), cell.value, cell.detail.replace("%", "").replace(" to ", ", "))
 
 
 def _flat(cell: Cell, first: bool = False) -> str:

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from .figures import new_figure
 
 PITCH = 0.42
-CROWDED_PITCH = 0.27
+CROWDED_PITCH = 0.28
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def interval_figure(
         if entry.low is not None and entry.high is not None:
             axis.hlines(middle, entry.low, entry.high, color=entry.color, lw=2.2 if below else 1.7, zorder=2.5)
         axis.plot([entry.mean], [middle], entry.marker, color=entry.color, ms=6.5 if below else 6, mec="white", mew=0.6)
-    axis.set_yticks(range(len(entries)), [entry.label for entry in entries], fontsize=8.5 if below else 7.5)
+    axis.set_yticks(range(len(entries)), [entry.label for entry in entries], fontsize=8.5)
     axis.set_ylim(-0.6, max(0.6, len(entries) - 0.4))
     axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 PAD = 1.5
-DISTANCES = (6, 11, 17, 24, 32, 42, 54, 68)
+DISTANCES = (5, 7, 10, 13, 17, 24, 32, 42, 54, 68)
 ANGLES = (0, 180, 45, 135, -45, -135, 90, -90, 20, 160, -20, -160, 68, 112, -68, -112)
 
 
@@ -45,7 +45,7 @@ def place_labels(
 
 
 def _write(axis: Axes, point: tuple[float, float], name: str, offset: tuple[float, float], size: float) -> None:
-    apart = math.hypot(*offset) > DISTANCES[1]
+    apart = math.hypot(*offset) > 11
     line = {"arrowstyle": "-", "color": "#9A9A9A", "lw": 0.6, "shrinkA": 0, "shrinkB": 3} if apart else None
     text = axis.annotate(
         name,

@@ -16,7 +16,7 @@ from .errors import ConfigError, MoekdError, did_you_mean
 from .model import Batch, Model, tapped
 from .networks import NETWORKS
 from .randomness import seeded
-from .routers import BALANCES, GATES, SELECTIONS, Router
+from .routers import BALANCES, GATES, SELECTIONS, Router, Shapes
 from .teachers import MASKS, Mask, Stacking, Teacher, TeacherPool
 
 
@@ -56,8 +56,17 @@ def build_masks(spec: Spec, pool: TeacherPool, sample: Batch, seed: int) -> None
             pool.specialise(name, tap, mask)
 
 
-def build_router(config: RouterConfig, pool: TeacherPool, num_classes: int, where: str) -> Router:
+def build_router(
+    config: RouterConfig, pool: TeacherPool, num_classes: int, where: str, shapes: Shapes | None = None
+) -> Router:
     """Build a router over the experts of a pool.
+
+    Args:
+        config: its section.
+        pool: the teachers.
+        num_classes: number of classes.
+        where: path of the section, for messages.
+        shapes: sizes of the batch's fields and of the student's taps, which gates can read.
 
     Raises:
         ConfigError: more teachers chosen than there are, or parts that exclude each other.
@@ -70,8 +79,9 @@ def build_router(config: RouterConfig, pool: TeacherPool, num_classes: int, wher
         raise ConfigError(f"{where}.experts: no teacher or variant '{unknown[0]}'{hint}")
     if config.experts is not None and len(set(config.experts)) < len(config.experts):
         raise ConfigError(f"{where}.experts: a name is there twice in {config.experts}")
-    experts = len(config.experts or pool.experts)
-    context = {"num_classes": num_classes, "num_teachers": experts}
+    names = list(config.experts or pool.experts)
+    experts = len(names)
+    context = {"num_classes": num_classes, "num_teachers": experts, "experts": names, "shapes": shapes}
     selection = build(config.selection, SELECTIONS, where=f"{where}.selection", **context)
     if selection.k is not None and selection.k > experts:
         raise ConfigError(f"{where}.selection.k: {selection.k} teachers chosen of {experts}; lower k or add teachers")
@@ -85,6 +95,12 @@ def build_router(config: RouterConfig, pool: TeacherPool, num_classes: int, wher
         config.experts,
         config.oracle_tau,
     )
+
+
+def router_shapes(student: Model, sample: Batch) -> Shapes:
+    """Return the sizes of everything that a gate can read before teachers run."""
+    fields = {name: tuple(value.shape[1:]) for name, value in sample.items() if isinstance(value, Tensor)}
+    return Shapes(fields, {tap: shape[1:] for tap, shape in tap_shapes(student, sample).items()})
 
 
 @torch.no_grad()

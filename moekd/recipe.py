@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .assembly import build_masks, build_model, build_pool, build_router, probe
+from .assembly import build_masks, build_model, build_pool, build_router, probe, router_shapes
 from .config import (
     OPTIMIZERS,
     RecipeConfig,
@@ -38,6 +38,7 @@ from .model import Model
 from .objectives import OBJECTIVES
 from .program import LoopSettings, Phase, Program
 from .randomness import derived_seed, seeded
+from .routers import Shapes
 from .schedules import SCHEDULES
 from .stages import STAGES, Monitor, RunData, Stage, StageSettings, WeightedObjective
 from .teachers import TeacherPool
@@ -97,11 +98,13 @@ class Recipe:
             probe(pool.teacher(name), f"teachers.{name}", sample, data.num_classes, dataset)
         if config.masks is not None:
             build_masks(config.masks.spec, pool, sample, seed)
-        main = self._phase("main", config.title or "student", config.stages, config.router, student, pool, data)
+        shapes = router_shapes(student, sample)
+        title = config.title or "student"
+        main = self._phase("main", title, config.stages, config.router, student, pool, data, shapes)
         phases = [replace(main, stacking=stacking)]
         for name, baseline in config.baselines.items():
             fresh, router = self._student(data.num_classes), baseline.router or config.router
-            phase = self._phase(name, baseline.title or name, baseline.stages, router, fresh, pool, data)
+            phase = self._phase(name, baseline.title or name, baseline.stages, router, fresh, pool, data, shapes)
             phases.append(replace(phase, after=baseline.after, stacking=baseline.stacking or stacking))
         return Program(
             phases=phases,
@@ -148,13 +151,14 @@ class Recipe:
         student: Model,
         pool: TeacherPool,
         data: RunData,
+        shapes: Shapes,
     ) -> Phase:
         where = "" if name == "main" else f"baselines.{name}."
         built = [self._stage(stage, f"{where}stages.{stage.name}", data.num_classes) for stage in stages]
         uses_router = any(w.objective.routable for stage in built for w in stage.settings.objectives)
         wanted = router if name == "main" or uses_router else None
         with seeded(self.config.seed, f"router/{name}"):
-            chosen = build_router(wanted, pool, data.num_classes, f"{where}router") if wanted else None
+            chosen = build_router(wanted, pool, data.num_classes, f"{where}router", shapes) if wanted else None
         return Phase(name, title, student, chosen, built)
 
     def _stage(self, config: StageConfig, where: str, num_classes: int) -> Stage:

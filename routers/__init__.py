@@ -13,6 +13,7 @@ from .gates import (
     PrototypeGate,
     UniformGate,
 )
+from .gates.inputs import Shapes
 from .router import Router
 from .routing import Routing
 from .selections import (
@@ -52,6 +53,7 @@ __all__ = [
     "Router",
     "Routing",
     "Selection",
+    "Shapes",
     "Single",
     "TopK",
     "UniformGate",

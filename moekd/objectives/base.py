@@ -73,7 +73,7 @@ class PairwiseObjective(Objective):
         """
         raise ModelError(
             f"{type(self).__name__} has one loss an instance, so it can't be routed by token or pixel; route "
-            "or use the objective 'kd'"
+            "instances, or use the objective 'kd'"
         )
 
 

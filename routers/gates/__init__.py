@@ -6,6 +6,7 @@ from .class_oracle import ClassOracleGate
 from .cosine import CosineGate, PrototypeGate
 from .entropy import EntropyGate, entropy_weights
 from .fixed import UniformGate
+from .fusion_ratio import FusionRatioGate
 from .gradient_qp import GradientQPGate, gradient_weights
 from .instance import DenseInstanceGate, InstanceGate
 from .label_confidence import LabelConfidenceGate, label_confidence
@@ -13,6 +14,7 @@ from .label_group import LabelGroupGate
 from .linear import LinearGate, MLPGate
 from .mismatch import MismatchGate
 from .oracle import OracleGate
+from .sample_reweight import SampleReweightGate
 from .static import StaticGate
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "CosineGate",
     "DenseInstanceGate",
     "EntropyGate",
+    "FusionRatioGate",
     "Gate",
     "GradientQPGate",
     "InstanceGate",
@@ -32,6 +35,7 @@ __all__ = [
     "MismatchGate",
     "OracleGate",
     "PrototypeGate",
+    "SampleReweightGate",
     "StaticGate",
     "UniformGate",
     "entropy_weights",

@@ -24,12 +24,12 @@ ROUTERS: dict[str, dict[str, Any]] = {
         "balance": ["importance", "load", "z_loss"],
     },
     "bias": {
-        "gate": {"kind": "mlp", "on": "input_feature", "source": "right", "width": 10},
+        "gate": {"kind": "mlp", "on": "input_feature", "source": "right"},
         "selection": {"kind": "bias_balanced", "k": 1, "rate": 0.1, "normalise": "none"},
         "combine": "loss",
     },
     "prototypes": {
-        "gate": {"kind": "prototype", "on": "student_feature", "source": "fc1", "width": 12, "detach_input": False},
+        "gate": {"kind": "prototype", "on": "student_feature", "source": "fc1", "detach_input": False},
         "selection": {"kind": "top_k", "k": 1},
         "balance": ["routing_contrastive", {"kind": "switch", "choices": "first"}],
     },

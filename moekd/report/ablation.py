@@ -13,7 +13,7 @@ from ..atomic import write_text
 from .ablation_blocks import Ablation, Block, arrange
 from .ablation_figures import interval_plot
 from .ablation_routing import shares_over_training, use_by_class
-from .ablation_rows import Row, read_ablation_csv, rows_to_csv
+from .ablation_rows import Row, ordered, read_ablation_csv, rows_to_csv
 from .ablation_scatter import gain_against_agreement
 from .ablation_tables import excluded_table, matrix, other_measures, result_table, routing_table, without_empty
 from .ablation_text import markdown, print_tables, reading
@@ -28,10 +28,11 @@ def write_ablation_report(rows: Sequence[Row], about: Mapping[str, Any], folder:
     Args:
         rows: one for every setting, split, arm and seed. Keys: `setting`, `split`, `arm`, `title`, `seed`, `status`
             (done, failed, missing or inapplicable) with its `reason`; the student's `accuracy`, `balanced_accuracy`,
-            `weighted_f1` (shares) and `loss` (nats); `seconds_per_step`, `teacher_forwards_per_step`, `seconds`;
-            `routing` as in results.json, or None; `history`: [{epoch, shares, entropy}]; `class_names`; `teachers`:
-            {name: accuracy}. What is absent is left out of the report.
-        about: `name`, `title`, `baseline` (an arm), `settings`, `seeds`, `command`, `metric`, `environment`, `date`.
+            `weighted_f1` (shares) and `loss` (nats); `seconds_per_step`, `teacher_forwards_per_step`, `seconds`,
+            `steps`, `peak_memory_mb`; `routing` as in results.json, or None; `history`: [{epoch, shares, entropy}];
+            `class_names`; `teachers`: {name: accuracy}. What is absent is left out of the report.
+        about: `name`, `title`, `baseline` (an arm), `settings`, `arms`, `seeds`, `command`, `metric`, `environment`,
+            `date`.
         folder: where the files go; it is made.
 
     Returns:
@@ -40,12 +41,13 @@ def write_ablation_report(rows: Sequence[Row], about: Mapping[str, Any], folder:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     ablation = arrange(rows, about)
+    lines = ordered(rows, ablation.about.settings, about.get("arms") or ())
     name = slug(ablation.about.name)
     with styled():
         settings = [_setting(ablation, ablation.of(block.setting)) for block in ablation.main]
     save(_distinct([drawing for setting in settings for drawing in setting["drawings"]]), folder / "figures")
     return {
-        "csv": write_text(folder / f"{name}.csv", rows_to_csv(rows, ablation.about.metric.key)),
+        "csv": write_text(folder / f"{name}.csv", rows_to_csv(lines, ablation.about.metric.key)),
         "md": write_text(folder / f"{name}.md", markdown(ablation)),
         "html": write_text(folder / "report.html", _page(ablation, settings)),
     }

@@ -13,6 +13,7 @@ from .ablation_rows import COST, OUTCOMES, ROUTING, Row
 from .run import mapping, number
 from .table import decimal, percent, points
 
+REASON = 400
 DERIVED = ("relative_entropy", "chance_weight")
 
 
@@ -194,7 +195,7 @@ def arrange(rows: Sequence[Row], about: Mapping[str, Any]) -> Ablation:
     reasons: dict[tuple[str, str, str, str, str], dict[Any, None]] = {}
     for row in rows:
         setting, arm, title = _names(row)
-        status, reason = str(row.get("status") or "done"), str(row.get("reason") or "")
+        status, reason = str(row.get("status") or "done"), brief(str(row.get("reason") or ""))
         if status == "done" and not math.isfinite(number(row.get(metric))):
             found = "was not measured" if row.get(metric) is None else f"is {number(row.get(metric))}"
             status, reason = "not finite", f"{metric} {found} on {row.get('split')}"
@@ -206,12 +207,22 @@ def arrange(rows: Sequence[Row], about: Mapping[str, Any]) -> Ablation:
         if row.get("seed") in seeds:
             result.notes.append(f"{setting}: arm '{arm}' has seed {row.get('seed')} twice; the last one counts.")
         seeds[row.get("seed")] = row
-    result.excluded = [Excluded(*key, tuple(seeds)) for key, seeds in reasons.items()]
+    titles = {arm: title for _, arm, title in map(_names, rows) if title != arm}
+    result.excluded = [
+        Excluded(setting, arm, titles.get(arm, title), status, reason, tuple(seeds))
+        for (setting, arm, title, status, reason), seeds in reasons.items()
+    ]
     settings = result.about.settings
     for place in sorted(usable, key=lambda place: (settings.index(place[0]), place[1] != "test")):
         result.blocks.append(_block(place, usable[place], result.about))
     result.notes = list(dict.fromkeys([*result.notes, *_flags(result)]))
     return result
+
+
+def brief(reason: str) -> str:
+    """Return a reason on one line; of a long one the end, where an error says what it is."""
+    reason = " ".join(reason.split())
+    return reason if len(reason) <= REASON else "..." + reason[-REASON:]
 
 
 def _block(place: tuple[str, str], arms: Mapping[str, Mapping[Any, Row]], about: About) -> Block:

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 PLACE = ("setting", "split", "arm", "title", "seed", "status", "reason")
 OUTCOMES = ("accuracy", "balanced_accuracy", "weighted_f1", "loss")
-COST = ("seconds_per_step", "teacher_forwards_per_step", "seconds")
+COST = ("seconds_per_step", "teacher_forwards_per_step", "seconds", "steps", "peak_memory_mb")
 ROUTING = (
     "entropy",
     "load_cv",
@@ -53,6 +53,26 @@ def rows_to_csv(rows: Sequence[Row], metric: str = "accuracy") -> str:
     return file.getvalue()
 
 
+def ordered(rows: Sequence[Row], settings: Sequence[str] = (), arms: Sequence[str] = ()) -> list[Row]:
+    """Sort rows by setting, split (the main one first), arm and seed; names that are not given keep their order."""
+    by_setting, by_arm = (
+        {name: i for i, name in enumerate(dict.fromkeys(n))}
+        for n in (
+            [*settings, *(str(row.get("setting")) for row in rows)],
+            [*arms, *(str(row.get("arm")) for row in rows)],
+        )
+    )
+    splits = list(dict.fromkeys(["test", *(str(row.get("split")) for row in rows if row.get("split"))]))
+
+    def place(row: Row) -> tuple[float, ...]:
+        split = splits.index(str(row["split"])) if row.get("split") else len(splits)
+        seed = number(row.get("seed"))
+        last = math.inf if math.isnan(seed) else seed
+        return by_setting[str(row.get("setting"))], split, by_arm[str(row.get("arm"))], last
+
+    return sorted(rows, key=place)
+
+
 def read_ablation_csv(path: Path) -> list[dict[str, Any]]:
     """Read the rows of an ablation back from its CSV file; tables can be made from them again.
 
@@ -77,7 +97,9 @@ def _row(path: Path, line: int, cells: dict[str, Any]) -> dict[str, Any]:
     if None in cells or None in cells.values():
         raise DataError(f"{path}, line {line}: expected as many cells as the header has columns")
     try:
-        row: dict[str, Any] = {key: cells[key] for key in PLACE} | {"seed": int(cells["seed"])}
+        row: dict[str, Any] = {key: cells[key] for key in PLACE} | {
+            "seed": int(cells["seed"]) if cells["seed"] else None
+        }
         others = [key for key in cells if key not in (*PLACE, *ROUTING, *NAMED)]
         row |= {key: _parsed(cells[key]) for key in others}
         shares, teachers = (json.loads(cells.get(key) or "{}") for key in NAMED)

@@ -69,12 +69,13 @@ def brief_routing_table(block: Block) -> PageTable:
 
 def other_measures(block: Block) -> PageTable:
     """Return one row an arm: every measure of the student, and the time of the arm's own stages."""
-    header = ["Arm", "Accuracy", "Balanced accuracy", "Weighted F1", "Loss", "Seconds"]
+    header = ["Arm", "Accuracy", "Balanced accuracy", "Weighted F1", "Loss", "Seconds", "Peak memory, MB"]
     rows = []
     for arm in block.arms:
         shares = ("accuracy", "balanced_accuracy", "weighted_f1")
         cells = [_name(arm), *(Cell(percent(arm.means[key], 2), arm.means[key]) for key in shares)]
-        rows.append([*cells, _decimal(arm, "loss", 4), Cell(count(arm.means["seconds"]), arm.means["seconds"])])
+        cost = [Cell(count(arm.means[key]), arm.means[key]) for key in ("seconds", "peak_memory_mb")]
+        rows.append([*cells, _decimal(arm, "loss", 4), *cost])
     return PageTable(f"{block.setting}, {block.split}: other measures, means over seeds", header, rows)
 
 
@@ -129,7 +130,7 @@ def excluded_table(ablation: Ablation) -> PageTable | None:
         return None
     rows = []
     for found in ablation.excluded:
-        seeds = ", ".join(map(str, found.seeds))
+        seeds = ", ".join("all" if seed is None else str(seed) for seed in found.seeds)
         arm = Cell(found.title, detail=found.arm if found.arm != found.title else "")
         rows.append([arm, Cell(found.setting), Cell(seeds), Cell(found.status), Cell(found.reason or "-")])
     return PageTable("runs that are not in the comparison", ["Arm", "Setting", "Seeds", "Status", "Reason"], rows)

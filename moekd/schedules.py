@@ -109,6 +109,25 @@ class Cosine(Schedule):
         return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * progress.fraction))
 
 
+@SCHEDULES.register("exponential")
+class Exponential(Schedule):
+    """From `start` to `end` by equal factors in equal times: `start * (end / start) ** fraction`.
+
+    Args:
+        start: value at the beginning, above 0.
+        end: value at the end, above 0.
+    """
+
+    def __init__(self, start: float = 1.0, end: float = 0.1) -> None:
+        if not (start > 0 and end > 0):
+            raise ValueError(f"start and end must be above 0, found {start} and {end}")
+        self.start, self.end = start, end
+
+    def __call__(self, progress: Progress) -> float:
+        """Return the value at the share of the stage that is done."""
+        return self.start * (self.end / self.start) ** progress.fraction
+
+
 @SCHEDULES.register("warmup")
 class Warmup(Schedule):
     """Rise linearly from 0 to `value` over the first `share` of the stage, then stay.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moekd.schedules import SCHEDULES, Constant, Cosine, Linear, Progress, StepDecay, Warmup
+from moekd.schedules import SCHEDULES, Constant, Cosine, Exponential, Linear, Progress, StepDecay, Warmup
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,14 @@ def test_equals_the_loop_over_epochs(every: int, gamma: float, first_epoch_decay
         assert schedule(Progress(epoch)) == pytest.approx(weight)
         if (epoch if first_epoch_decay else epoch + 1) % every == 0:
             weight *= gamma
+
+
+def test_exponential_divides_by_equal_factors() -> None:
+    schedule = Exponential(4.0, 0.25)
+    assert [schedule(Progress(fraction=f)) for f in (0.0, 0.25, 0.5, 0.75, 1.0)] == [4.0, 2.0, 1.0, 0.5, 0.25]
+    for start, end in ((0.0, 1.0), (1.0, 0.0), (1.0, -1.0)):
+        with pytest.raises(ValueError, match="start and end must be above 0"):
+            Exponential(start, end)
 
 
 def test_default_drops_after_full_periods() -> None:
@@ -70,4 +78,4 @@ def test_wrong_settings_are_refused() -> None:
 
 
 def test_registered() -> None:
-    assert SCHEDULES.names() == ["constant", "cosine", "linear", "step_decay", "warmup"]
+    assert SCHEDULES.names() == ["constant", "cosine", "exponential", "linear", "step_decay", "warmup"]

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ...step import Step
 
 
+#: Score of a teacher that may not teach a row: its weight is exactly 0.
+EXCLUDED = -1e9
+
+
 class Scores(NamedTuple):
     """What a gate returns when balance losses read more than its scores.
 

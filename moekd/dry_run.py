@@ -50,8 +50,10 @@ def dry_run(program: Program) -> list[dict[str, Any]]:
 
 def _step(program: Program, phase: Phase, index: int) -> dict[str, Any]:
     settings, models = phase.stages[index].settings, program.models(phase)
-    if settings.split in program.test_splits:
-        raise ConfigError(f"split: '{settings.split}' is for the final test; train on another split")
+    for split in phase.stages[index].splits:
+        if split in program.test_splits:
+            raise ConfigError(f"split: '{split}' is for the final test; train on another split")
+    phase.stages[index].check(models, program.data)
     sample = _sample(program, settings.split)
     modules = train_only(models, settings.trains, nn.ModuleList(settings.objectives))
     parameters = parameters_of(modules.values())

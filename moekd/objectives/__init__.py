@@ -2,6 +2,7 @@
 
 from .base import OBJECTIVES, LossTerm, Objective, PairwiseObjective, reduce
 from .cross_entropy import CrossEntropy, cross_entropy
+from .fusion import FusedKDCE
 from .kd import KD, kd_kl
 from .kd_to_student import KDToStudent
 from .mutual_kd import MutualKD
@@ -12,6 +13,7 @@ __all__ = [
     "KD",
     "OBJECTIVES",
     "CrossEntropy",
+    "FusedKDCE",
     "KDToStudent",
     "LossTerm",
     "MutualKD",

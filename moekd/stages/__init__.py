@@ -1,12 +1,14 @@
 """Stages of a recipe: the common training stage, and the place of other kinds."""
 
 from .base import STAGES, Monitor, Stage, StageSettings
+from .bilevel import BilevelStage
 from .context import RunData, StageContext
 from .train import TrainStage
 from .training_step import TrainingStep, WeightedObjective
 
 __all__ = [
     "STAGES",
+    "BilevelStage",
     "Monitor",
     "RunData",
     "Stage",

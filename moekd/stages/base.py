@@ -12,11 +12,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..registry import Injected, Registry
+from ..step import Models
 from ..transforms import Transform
 from .training_step import WeightedObjective
 
 if TYPE_CHECKING:
-    from .context import StageContext
+    from .context import RunData, StageContext
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,18 @@ class Stage:
     def name(self) -> str:
         """The stage's name in the recipe."""
         return self.settings.name
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits that the stage learns from."""
+        return [self.settings.split]
+
+    def check(self, models: Models, data: RunData) -> None:
+        """Refuse what can't work, before anything is trained.
+
+        Raises:
+            ConfigError: what it is.
+        """
 
     def run(self, context: StageContext, resume: Mapping[str, Any] | None = None) -> None:
         """Run the stage, from the start or from the state that it gave to `context.save`."""

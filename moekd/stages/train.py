@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..distributed import average_buffers, rows_everywhere, sum_over_processes
@@ -20,8 +20,9 @@ from ..evaluation.evaluate import to_device
 from ..model import Batch, Model
 from ..registry import Injected
 from ..schedules import Progress
+from ..step import Models
 from .base import STAGES, Stage, StageSettings
-from .context import StageContext
+from .context import RunData, StageContext
 from .fit_gates import fit_gates
 from .guard import FiniteGuard
 from .loop_state import LoopState, adopt_options, copy_weights, load_weights, options_of
@@ -46,20 +47,39 @@ class TrainStage(Stage):
 
     def run(self, context: StageContext, resume: Mapping[str, Any] | None = None) -> None:
         """Run the stage; with `resume`, continue from what `context.save` was given."""
-        loop = _Loop(self.settings, context, resume)
+        self.check(context.models, context.data)
+        loop = self.make_loop(context, resume)
         try:
             loop.run()
         finally:
             loop.close()
 
+    def make_loop(self, context: StageContext, resume: Mapping[str, Any] | None) -> TrainLoop:
+        """Return the loop that runs the stage; other kinds override this."""
+        return TrainLoop(self.settings, context, resume)
 
-class _Loop:
-    """One run of a stage."""
+    def check(self, models: Models, data: RunData) -> None:
+        """Refuse to train a gate by a signal that this kind of stage does not give.
+
+        Raises:
+            ConfigError: the router's signal is `bilevel`.
+        """
+        router = models.router
+        routes = any(weighted.objective.routable for weighted in self.settings.objectives)
+        if router is not None and router.signal == "bilevel" and "router" in self.settings.trains and routes:
+            raise ConfigError(
+                f"stage '{self.name}' would not train the router, whose signal is 'bilevel': use kind 'bilevel', "
+                "another signal, or leave 'router' out of 'trains'"
+            )
+
+
+class TrainLoop:
+    """One run of a stage; kinds of stages that do more in a step override its hooks."""
 
     def __init__(self, settings: StageSettings, context: StageContext, resume: Mapping[str, Any] | None) -> None:
         self.settings, self.context = settings, context
         self.modules = train_only(context.models, settings.trains, nn.ModuleList(settings.objectives))
-        parameters = parameters_of(self.modules.values())
+        parameters = parameters_of(self.optimized().values())
         if not parameters:
             raise ConfigError(f"stage '{settings.name}' has nothing to train: 'trains' names no module with parameters")
         plan = plan_teachers(context.models, context.data, settings)
@@ -133,6 +153,16 @@ class _Loop:
         self.context.progress.finish()
         self.context.accelerator.free_memory()
 
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def optimized(self) -> dict[str, nn.Module]:
+        """Return the modules whose parameters the stage's optimizer moves."""
+        return self.modules
+
+    def before_batch(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Do what comes before the gradients of a batch; return further loss terms for the log."""
+        return {}
+
     # -- loop ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -177,11 +207,12 @@ class _Loop:
         last = (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == self.batches
         quiet = contextlib.nullcontext() if last else context.accelerator.no_sync(self.step_module)
         if rows_everywhere(batch):
+            further = self.before_batch(batch, progress)
             with quiet:
                 result = self.step_module(batch, progress)
                 self.guard.check(self.module, result["loss"], batch, progress, self.where(), state.step)
                 context.accelerator.backward(result["loss"] / group)
-            state.add(result)
+            state.add(result | {"terms": result["terms"] | further})
         state.batch += 1
         if last:
             self.update(batch)
@@ -230,6 +261,8 @@ class _Loop:
         self.guard.flush(self.where())
         if state.count:
             self.record(Progress(state.epoch, state.step / max(1, self.total_steps)))
+        if "router" in self.modules and context.models.router is not None:
+            context.models.router.after_epoch()
         average_buffers(self.module)
         if self.ema is not None:
             average_buffers(self.ema)

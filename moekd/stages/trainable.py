@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
 from ..errors import ConfigError, did_you_mean
+from ..routers.gates import Gate
 from ..step import Models
 
 
@@ -64,6 +65,13 @@ def train_only(models: Models, trains: Sequence[str], objectives: nn.Module) -> 
     return modules
 
 
-def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """Return the trainable parameters, each once, in a stable order."""
-    return list({id(p): p for module in modules for p in module.parameters() if p.requires_grad}.values())
+def parameters_of(modules: Collection[nn.Module]) -> list[nn.Parameter]:
+    """Return the parameters that an optimizer of the stage moves, each once, in a stable order.
+
+    Those of a gate that trains itself are not among them.
+    """
+    found = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+    gates = (part for module in modules for part in module.modules() if isinstance(part, Gate) and part.trains_itself)
+    for parameter in (p for gate in gates for p in gate.parameters()):
+        found.pop(id(parameter), None)
+    return list(found.values())

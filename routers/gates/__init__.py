@@ -8,6 +8,7 @@ from .entropy import EntropyGate, entropy_weights
 from .fixed import UniformGate
 from .fusion_ratio import FusionRatioGate
 from .gradient_qp import GradientQPGate, gradient_weights
+from .groups import ModalityGate, TaskGate
 from .instance import DenseInstanceGate, InstanceGate
 from .label_confidence import LabelConfidenceGate, label_confidence
 from .label_group import LabelGroupGate
@@ -33,10 +34,12 @@ __all__ = [
     "LinearGate",
     "MLPGate",
     "MismatchGate",
+    "ModalityGate",
     "OracleGate",
     "PrototypeGate",
     "SampleReweightGate",
     "StaticGate",
+    "TaskGate",
     "UniformGate",
     "entropy_weights",
     "gradient_weights",

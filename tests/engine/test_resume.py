@@ -13,7 +13,7 @@ import pytest
 
 from moekd.checkpoint import find_latest
 from moekd.errors import CheckpointError, ConfigError, DataError
-from moekd.stages.train import _Loop
+from moekd.stages.train import TrainLoop
 
 from .tiny import Finished, PowerCutError, cut_after, full, same_weights, simple, train
 
@@ -63,14 +63,14 @@ def test_resume_is_exact(undisturbed: Finished, tmp_path: Path, steps: int) -> N
 
 def test_each_sample_is_read_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: dict[tuple[str, str, int, int], list[int]] = {}
-    run_batch = _Loop.run_batch
+    run_batch = TrainLoop.run_batch
 
-    def record(loop: _Loop, batch: dict[str, Any]) -> bool:
+    def record(loop: TrainLoop, batch: dict[str, Any]) -> bool:
         key = (loop.context.phase, loop.settings.name, loop.state.epoch, loop.state.batch)
         assert read.setdefault(key, batch["id"].tolist()) == batch["id"].tolist(), "a batch that is read again"
         return run_batch(loop, batch)
 
-    monkeypatch.setattr(_Loop, "run_batch", record)
+    monkeypatch.setattr(TrainLoop, "run_batch", record)
     stopped(full(), tmp_path, 8)
     before = len(read)
     train(full(), tmp_path, resume="auto")
@@ -126,15 +126,15 @@ LATER = full(
 def test_resume_is_exact_in_a_baseline_that_starts_in_between(tmp_path: Path) -> None:
     """The student of the baseline starts as the main one was after `cotrain`; steps 18-21 and 21-24 are its stages."""
     starts: list[dict[str, Any]] = []
-    run_loop = _Loop.run
+    run_loop = TrainLoop.run
 
-    def record(loop: _Loop) -> None:
+    def record(loop: TrainLoop) -> None:
         if loop.settings.name in ("specialise", "first"):
             starts.append({key: value.clone() for key, value in loop.context.models.student.state_dict().items()})
         run_loop(loop)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Loop, "run", record)
+        patch.setattr(TrainLoop, "run", record)
         whole = train(LATER, tmp_path / "whole")
     assert len(starts) == 2
     assert same_weights(starts[0], starts[1]) == []

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from moekd.stages.train import _Loop
+from moekd.stages.train import TrainLoop
 
 from .tiny import FULL, ROUTED, Finished, full, train
 
@@ -32,11 +32,11 @@ def distill(stage: dict[str, Any] | None = None, **router: Any) -> dict[str, Any
     return raw
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, name: str, look: Callable[[_Loop], None], after: bool = False) -> None:
+def watch(monkeypatch: pytest.MonkeyPatch, name: str, look: Callable[[TrainLoop], None], after: bool = False) -> None:
     """Call `look` before (or after) a method of the loop of the third stage."""
-    method = getattr(_Loop, name)
+    method = getattr(TrainLoop, name)
 
-    def wrapped(loop: _Loop, *arguments: Any) -> Any:
+    def wrapped(loop: TrainLoop, *arguments: Any) -> Any:
         if loop.settings.name == "distill" and not after:
             look(loop)
         result = method(loop, *arguments)
@@ -44,7 +44,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, name: str, look: Callable[[_Loop], No
             look(loop)
         return result
 
-    monkeypatch.setattr(_Loop, name, wrapped)
+    monkeypatch.setattr(TrainLoop, name, wrapped)
 
 
 def gradients(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -59,7 +59,7 @@ def test_select_gives_the_router_no_gradient_from_distillation(
 ) -> None:
     seen: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
 
-    def look(loop: _Loop) -> None:
+    def look(loop: TrainLoop) -> None:
         models = loop.context.models
         assert models.router is not None
         seen.append((gradients(models.router), gradients(models.student)))
@@ -123,7 +123,7 @@ def test_cached_and_live_teachers_train_the_same(tmp_path: Path, monkeypatch: py
     steps: dict[str, list[dict[str, torch.Tensor]]] = {mode: [] for mode in MODES}
     running = [""]
 
-    def look(loop: _Loop) -> None:
+    def look(loop: TrainLoop) -> None:
         states = {name: module.state_dict() for name, module in loop.modules.items()}
         steps[running[0]].append({f"{n}.{k}": v.clone() for n, state in states.items() for k, v in state.items()})
 
@@ -157,12 +157,12 @@ def test_teachers_and_masks_stay_as_they_are(tmp_path: Path, monkeypatch: pytest
     states: list[dict[str, torch.Tensor]] = []
     counts: list[int] = []
 
-    def snapshot(loop: _Loop) -> None:
+    def snapshot(loop: TrainLoop) -> None:
         pool = loop.context.models.pool
         states.append(copy.deepcopy(pool.state_dict()))
         counts.append(hooks(pool) + hooks(loop.context.models.student))
 
-    def look(loop: _Loop) -> None:
+    def look(loop: TrainLoop) -> None:
         pool = loop.context.models.pool
         assert not any(module.training for module in pool.teachers.modules() if module is not pool.teachers)
         assert not any(mask.training for mask in pool.masks.values())
@@ -183,7 +183,7 @@ def test_teacher_forwards_are_as_planned(tmp_path: Path, monkeypatch: pytest.Mon
     forwards: list[int] = []
     rows: list[int] = []
 
-    def start(loop: _Loop) -> None:
+    def start(loop: TrainLoop) -> None:
         for teacher in loop.context.models.pool.teachers.values():
             teacher.network.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape[0]))
 
@@ -205,11 +205,11 @@ def test_teacher_forwards_are_as_planned(tmp_path: Path, monkeypatch: pytest.Mon
 def test_routed_rows_run_once_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
 
-    def start(loop: _Loop) -> None:
+    def start(loop: TrainLoop) -> None:
         for teacher in loop.context.models.pool.teachers.values():
             teacher.network.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape[0]))
 
-    def stop(loop: _Loop) -> None:
+    def stop(loop: TrainLoop) -> None:
         for teacher in loop.context.models.pool.teachers.values():
             teacher.network._forward_pre_hooks.clear()
 

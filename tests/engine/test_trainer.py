@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moekd.errors import ConfigError
-from moekd.stages.train import _Loop
+from moekd.stages.train import TrainLoop
 
 from .tiny import MLP, Finished, full, recipe_of, same_weights, simple, train
 
@@ -64,13 +64,13 @@ def test_clipping_bounds_the_step(tmp_path: Path) -> None:
 
 def test_the_moving_average_is_measured_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decay, seen = 0.5, []
-    update = _Loop.update
+    update = TrainLoop.update
 
-    def record(loop: _Loop, batch: Any) -> None:
+    def record(loop: TrainLoop, batch: Any) -> None:
         update(loop, batch)
         seen.append(copy.deepcopy(loop.context.models.student.state_dict()))
 
-    monkeypatch.setattr(_Loop, "update", record)
+    monkeypatch.setattr(TrainLoop, "update", record)
     run = train(simple({"epochs": 2, "ema": decay}), tmp_path)
     average = seen[0]
     for state in seen[1:]:
@@ -89,13 +89,13 @@ WILD = {"optimizer": {"kind": "sgd", "lr": 3.0}, "epochs": 6}
 
 
 def test_the_best_epoch_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    states, end_epoch = [], _Loop.end_epoch
+    states, end_epoch = [], TrainLoop.end_epoch
 
-    def record(loop: _Loop) -> None:
+    def record(loop: TrainLoop) -> None:
         states.append(copy.deepcopy(loop.context.models.student.state_dict()))
         end_epoch(loop)
 
-    monkeypatch.setattr(_Loop, "end_epoch", record)
+    monkeypatch.setattr(TrainLoop, "end_epoch", record)
     run = train(simple(WILD | {"monitor": {"metric": "loss", "mode": "min"}}), tmp_path)
     losses = [record["metrics"]["loss"] for record in run.records("validation")]
     best = losses.index(min(losses))
@@ -189,9 +189,9 @@ def test_two_engines_in_one_process_share_nothing(tmp_path: Path) -> None:
     class Interrupting:
         done = False
 
-    update = _Loop.update
+    update = TrainLoop.update
 
-    def update_and_train_another(loop: _Loop, batch: Any) -> None:
+    def update_and_train_another(loop: TrainLoop, batch: Any) -> None:
         update(loop, batch)
         if not Interrupting.done:
             Interrupting.done = True
@@ -200,7 +200,7 @@ def test_two_engines_in_one_process_share_nothing(tmp_path: Path) -> None:
             torch.set_rng_state(state)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Loop, "update", update_and_train_another)
+        patch.setattr(TrainLoop, "update", update_and_train_another)
         nested = train(simple(), tmp_path, "nested")
     assert Interrupting.done
     assert same_weights(nested.weights(), alone.weights()) == []
@@ -327,13 +327,13 @@ def test_memory_and_open_files_stay_flat(tmp_path: Path, monkeypatch: pytest.Mon
     import psutil
 
     seen: list[tuple[int, int]] = []
-    end_epoch = _Loop.end_epoch
+    end_epoch = TrainLoop.end_epoch
 
-    def record(loop: _Loop) -> None:
+    def record(loop: TrainLoop) -> None:
         end_epoch(loop)
         seen.append((psutil.Process().memory_info().rss, len(os.listdir("/proc/self/fd"))))
 
-    monkeypatch.setattr(_Loop, "end_epoch", record)
+    monkeypatch.setattr(TrainLoop, "end_epoch", record)
     raw = simple({"epochs": 30}, data={"kind": "tiny", "batch_size": 8, "rows": 200})
     raw["trainer"] |= {"checkpoint_every": None, "keep": 1}
     run = train(raw, tmp_path)

@@ -28,7 +28,7 @@ from moekd.objectives import OBJECTIVES, Objective
 from moekd.program import Program
 from moekd.recipe import Recipe
 from moekd.registry import Injected
-from moekd.stages.train import _Loop
+from moekd.stages.train import TrainLoop
 from moekd.step import Step
 from moekd.tracking import RunFolder
 from moekd.trainer import Trainer
@@ -279,15 +279,15 @@ class PowerCutError(Exception):
 
 def cut_after(monkeypatch: Any, steps: int) -> None:
     """Let the process die right after a number of optimizer steps, before anything of the step is written."""
-    update, done = _Loop.update, [0]
+    update, done = TrainLoop.update, [0]
 
-    def update_or_die(loop: _Loop, batch: Any) -> None:
+    def update_or_die(loop: TrainLoop, batch: Any) -> None:
         if done[0] == steps:
             raise PowerCutError
         done[0] += 1
         update(loop, batch)
 
-    monkeypatch.setattr(_Loop, "update", update_or_die)
+    monkeypatch.setattr(TrainLoop, "update", update_or_die)
 
 
 def register() -> None:

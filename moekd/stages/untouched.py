@@ -1,0 +1,39 @@
+"""Trying a forward without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def untouched(*modules: nn.Module) -> Iterator[None]:
+    """Put the buffers and train modes of the modules back at the end.
+
+    Buffers keep their identity. One that is None before is None again.
+    """
+    parts = [part for module in modules for part in module.modules()]
+    modes = [(part, part.training) for part in parts]
+    buffers = [
+        (part, name, buffer, None if buffer is None else buffer.clone())
+        for part in parts
+        for name, buffer in part._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        with torch.no_grad():
+            for part, name, buffer, value in buffers:
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
+                part._buffers[name] = buffer
+
+
+def same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """Put the random state of torch, on the CPU and on a device, back at the end."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from .ablation_rows import Row, ordered, read_ablation_csv, rows_to_csv
 from .ablation_scatter import gain_against_agreement
 from .ablation_tables import excluded_table, matrix, other_measures, result_table, routing_table, without_empty
 from .ablation_text import markdown, print_tables, reading
-from .figures import Drawing, save, slug, styled
+from .figures import Drawing, save, styled
 from .html import flatten, render
 from .table import span
 
@@ -42,7 +43,7 @@ def write_ablation_report(rows: Sequence[Row], about: Mapping[str, Any], folder:
     folder.mkdir(parents=True, exist_ok=True)
     ablation = arrange(rows, about)
     lines = ordered(rows, ablation.about.settings, about.get("arms") or ())
-    name = slug(ablation.about.name)
+    name = re.sub(r"[^\w.-]+", "-", ablation.about.name).strip(".-") or "ablation"
     with styled():
         settings = [_setting(ablation, ablation.of(block.setting)) for block in ablation.main]
     save(_distinct([drawing for setting in settings for drawing in setting["drawings"]]), folder / "figures")

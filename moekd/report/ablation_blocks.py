@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..evaluation.comparison import Compared, Difference, Share, compare, share_of_gap
-from .ablation_rows import COST, OUTCOMES, ROUTING, Row
+from .ablation_rows import COST, OUTCOMES, ROUTING, Row, measured, ordered
 from .run import mapping, number
 from .table import decimal, percent, points
 
@@ -193,6 +193,7 @@ def arrange(rows: Sequence[Row], about: Mapping[str, Any]) -> Ablation:
     metric = result.about.metric.key
     usable: dict[tuple[str, str], dict[str, dict[Any, Row]]] = {}
     reasons: dict[tuple[str, str, str, str, str], dict[Any, None]] = {}
+    rows = ordered(rows, result.about.settings, list(map(str, about.get("arms") or ())))
     for row in rows:
         setting, arm, title = _names(row)
         status, reason = str(row.get("status") or "done"), brief(str(row.get("reason") or ""))
@@ -227,7 +228,7 @@ def brief(reason: str) -> str:
 
 def _block(place: tuple[str, str], arms: Mapping[str, Mapping[Any, Row]], about: About) -> Block:
     key, gain = about.metric.key, about.metric.gain
-    values = {arm: {seed: number(row.get(key)) for seed, row in seeds.items()} for arm, seeds in arms.items()}
+    values = {arm: {seed: measured(row.get(key)) for seed, row in seeds.items()} for arm, seeds in arms.items()}
     compared = compare(values, about.baseline)
     gains = {arm: {seed: gain(value) for seed, value in found.items()} for arm, found in values.items()}
     base = gains.get(about.baseline, {})
@@ -235,10 +236,10 @@ def _block(place: tuple[str, str], arms: Mapping[str, Mapping[Any, Row]], about:
     oracle = max(oracles, key=lambda arm: gain(compared[arm].interval.mean), default=None)  # type: ignore[union-attr]
     results = []
     for arm, seeds in arms.items():
-        measured = tuple(seeds.values())
+        taking_part = tuple(seeds.values())
         share = share_of_gap(gains[arm], base, gains[oracle]) if oracle and arm != about.baseline else None
-        title = _names(measured[-1])[2]
-        results.append(ArmResult(arm, title, compared[arm], share, _means(measured), measured))
+        title = _names(taking_part[-1])[2]
+        results.append(ArmResult(arm, title, compared[arm], share, _means(taking_part), taking_part))
     results.sort(key=lambda arm: -gain(arm.mean))
     named = {arm.name: arm for arm in results}
     return Block(*place, tuple(results), named.get(about.baseline), named.get(oracle or ""))
@@ -247,8 +248,8 @@ def _block(place: tuple[str, str], arms: Mapping[str, Mapping[Any, Row]], about:
 def numbers_of(row: Row) -> dict[str, float]:
     """Return every number of a row by its name, NaN where unknown."""
     routing = mapping(row.get("routing"))
-    found = {key: number(row.get(key)) for key in (*OUTCOMES, *COST)}
-    found |= {key: number(routing.get(key)) for key in ROUTING}
+    found = {key: measured(row.get(key)) for key in (*OUTCOMES, *COST)}
+    found |= {key: measured(routing.get(key)) for key in ROUTING}
     variants = len(routing.get("variants") or ())
     found["relative_entropy"] = found["entropy"] / math.log(variants) if variants > 1 else math.nan
     found["chance_weight"] = 1 / variants if variants else math.nan

@@ -53,6 +53,11 @@ def rows_to_csv(rows: Sequence[Row], metric: str = "accuracy") -> str:
     return file.getvalue()
 
 
+def measured(value: Any) -> float:
+    """Return a number as the CSV file holds it, with 6 digits, so that tables made from that file are the same."""
+    return float(f"{number(value):.6g}")
+
+
 def ordered(rows: Sequence[Row], settings: Sequence[str] = (), arms: Sequence[str] = ()) -> list[Row]:
     """Sort rows by setting, split (the main one first), arm and seed; names that are not given keep their order."""
     by_setting, by_arm = (
@@ -116,7 +121,7 @@ def _parsed(cell: str) -> float | None:
 
 
 def _number(value: Any) -> str:
-    return "" if value is None or isinstance(value, str) else f"{number(value):.6g}"
+    return "" if value is None or isinstance(value, str) else f"{measured(value):.6g}"
 
 
 def _text(value: Any) -> str:
@@ -124,6 +129,6 @@ def _text(value: Any) -> str:
 
 
 def _named(values: Mapping[str, Any]) -> str:
-    known = {str(name): number(value) for name, value in values.items()}
-    kept = {name: float(f"{value:.6g}") for name, value in known.items() if math.isfinite(value)}
+    known = {str(name): measured(value) for name, value in values.items()}
+    kept = {name: value for name, value in known.items() if math.isfinite(value)}
     return json.dumps(kept, ensure_ascii=False) if kept else ""

@@ -37,12 +37,21 @@ def refuse_contradictions(
     for problem in (
         *_about_signal(gate, selection, balance, combine, signal),
         *_about_combine(gate, selection, combine),
+        *_about_choice(gate, selection),
     ):
         raise ConfigError(problem)
     if oracle_tau is not None and (signal != "oracle" or oracle_tau <= 0):
         raise ConfigError(
             f"router.oracle_tau: soft targets of the signal 'oracle' have a temperature > 0; found {oracle_tau} "
             f"with the signal '{signal}'"
+        )
+
+
+def _about_choice(gate: Gate, selection: Selection) -> Iterator[str]:
+    if gate.admits is not None and selection.k is not None and selection.k > gate.admits:
+        yield (
+            f"router.selection.k: {selection.k} teachers chosen, but {type(gate).__name__} admits {gate.admits} for "
+            "some rows; lower k, or share more teachers"
         )
 
 

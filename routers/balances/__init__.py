@@ -4,6 +4,7 @@ from .base import BALANCES, Balance
 from .entropy import Entropy, mean_entropy
 from .importance import Importance, Load, cv_squared
 from .kl_to_uniform import KLToUniform, kl_to_uniform
+from .mutual_information import MutualInformation, joint_distribution, mutual_information
 from .routing_contrastive import RoutingContrastive, routing_contrastive
 from .switch import SwitchBalance, switch_balance
 from .variation import CoefficientOfVariation, coefficient_of_variation
@@ -17,13 +18,16 @@ __all__ = [
     "Importance",
     "KLToUniform",
     "Load",
+    "MutualInformation",
     "RoutingContrastive",
     "SwitchBalance",
     "ZLoss",
     "coefficient_of_variation",
     "cv_squared",
+    "joint_distribution",
     "kl_to_uniform",
     "mean_entropy",
+    "mutual_information",
     "routing_contrastive",
     "switch_balance",
     "z_loss",

@@ -57,10 +57,19 @@ class SwitchBalance(Balance):
         weight: weight of the loss, or a schedule; the paper uses 0.01.
         choices: `first` or `all` choices of a row count.
         normalise_by_k: divide the shares by the number of counted choices.
+        per_group: balance the rows of each modality or task on their own, over the teachers that it may use, and add up
+            (MoIIE, arXiv 2508.09779); for the gates `modality` and `task`.
     """
 
-    def __init__(self, weight: Schedule | float = 0.01, choices: Choices = "all", normalise_by_k: bool = False) -> None:
+    def __init__(
+        self,
+        weight: Schedule | float = 0.01,
+        choices: Choices = "all",
+        normalise_by_k: bool = False,
+        per_group: bool = False,
+    ) -> None:
         super().__init__(weight)
+        self.per_group = per_group
         self.choices: Choices = choices
         self.normalise_by_k = normalise_by_k
 
@@ -68,11 +77,22 @@ class SwitchBalance(Balance):
         """Return the loss, a scalar.
 
         Raises:
-            ModelError: the selection chooses nobody in particular.
+            ModelError: the selection chooses nobody in particular, or the gate tells no groups apart.
         """
         if routing.chosen is None:
             raise ModelError(
                 "the balance loss 'switch' counts choices, but this selection uses all teachers; use 'kl_to_uniform', "
                 "or a selection such as 'top_k'"
             )
-        return switch_balance(routing.probs, routing.chosen, self.choices, self.normalise_by_k, routing.mask)
+        options = (self.choices, self.normalise_by_k)
+        if not self.per_group:
+            return switch_balance(routing.probs, routing.chosen, *options, routing.mask)
+        if "groups" not in routing.details:
+            raise ModelError("the balance loss 'switch' with per_group needs the gate 'modality' or 'task'")
+        total = routing.probs.new_zeros(())
+        for group, admitted_T in enumerate(routing.details["admitted"]):
+            rows_B = routing.details["groups"] == group
+            rows_B = rows_B if routing.mask is None else rows_B & routing.mask
+            share = admitted_T.sum() / admitted_T.numel()
+            total = total + share * switch_balance(routing.probs, routing.chosen, *options, rows_B)
+        return total

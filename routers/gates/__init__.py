@@ -15,6 +15,7 @@ from .label_group import LabelGroupGate
 from .linear import LinearGate, MLPGate
 from .mismatch import MismatchGate
 from .oracle import OracleGate
+from .policy import PolicyGate
 from .sample_reweight import SampleReweightGate
 from .static import StaticGate
 
@@ -36,6 +37,7 @@ __all__ = [
     "MismatchGate",
     "ModalityGate",
     "OracleGate",
+    "PolicyGate",
     "PrototypeGate",
     "SampleReweightGate",
     "StaticGate",

@@ -52,6 +52,8 @@ class Gate(nn.Module):
     fit_on: Literal["train", "val"] | None = None
     #: False while a gate that has to be fitted is not.
     fitted: bool = True
+    #: Most teachers that may teach a row; None: all of them.
+    admits: int | None = None
     #: What is routed, whole instances unless the gate says otherwise.
     rows: Rows = Rows()
     #: Keys of a `router` section with which this gate makes sense, where they differ from `examples`' own: the other

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...distributed import sum_over_processes
 from ...errors import ConfigError
 from ...registry import Injected
+from ..gates.base import EXCLUDED
 from .base import SELECTIONS, Selected, Selection
 from .top_k import Normalise, best_k, keep, softmax_of
 
@@ -66,7 +67,8 @@ class BiasBalanced(Selection):
         """Return weights, choice and the normalised sigmoids as probabilities."""
         log_affinity_BT = F.logsigmoid(logits_BT)
         affinity_BT = log_affinity_BT.exp()
-        chosen = best_k((affinity_BT + self.bias).detach(), self.k)
+        biased_BT = (affinity_BT + self.bias).detach().masked_fill(logits_BT <= EXCLUDED, -torch.inf)
+        chosen = best_k(biased_BT, self.k)
         if step is not None and step.training and self.training:
             with torch.no_grad():
                 counts = (

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import torch
 from annotated_types import Gt
 from torch import Tensor
-from torch import distributed as dist
 
-from ...distributed import rank, world_size
+from ...distributed import gather_rows
 from ...errors import ConfigError
+from ..gates.base import EXCLUDED
 from .base import SELECTIONS, Choice, Selected, Selection
 from .top_k import Normalise, normalised
 
@@ -31,7 +31,8 @@ class ExpertChoice(Selection):
 
     The load is balanced by construction. A row may get several teachers or none; a row without a teacher gets all with
     the weight 1/T. The choice depends on the whole batch, over all processes, in evaluation too; ties go to the
-    earliest row. Zhou et al., "Mixture-of-Experts with Expert Choice Routing", NeurIPS 2022, arXiv 2202.09368.
+    earliest row, and nobody takes a row that it has no probability for. Zhou et al., "Mixture-of-Experts with Expert
+    Choice Routing", NeurIPS 2022, arXiv 2202.09368.
 
     Args:
         capacity: teachers that a row gets on average, above 0; the paper uses 2.
@@ -53,11 +54,13 @@ class ExpertChoice(Selection):
     ) -> Choice | Selected:
         """Return (weights, chosen `[B, T]`, best first, -1 for who did not take the row)."""
         taken = taken_rows(probs_BT.detach(), self.capacity, mask_B)
+        taken &= probs_BT > 0
         empty = ~taken.any(dim=1, keepdim=True)
+        open_BT = (logits_BT > EXCLUDED) & empty
         kept = probs_BT * taken
         weights = normalised(kept) if self.normalise == "topk" else kept
-        weights = weights.where(~empty, 1 / probs_BT.shape[1])
-        order = probs_BT.detach().masked_fill(~(taken | empty), -1.0).sort(dim=1, descending=True, stable=True)
+        weights = weights.where(~empty, open_BT / open_BT.sum(dim=1, keepdim=True).clamp_min(1))
+        order = probs_BT.detach().masked_fill(~(taken | open_BT), -1.0).sort(dim=1, descending=True, stable=True)
         return weights, order.indices.where(order.values >= 0, -1)
 
 
@@ -76,23 +79,3 @@ def taken_rows(probs_BT: Tensor, capacity: float, mask_B: Tensor | None = None) 
     best = everyone_NT.sort(dim=0, descending=True, stable=True).indices[:count]
     taken = torch.zeros_like(everyone_NT, dtype=torch.bool).scatter(0, best, True)
     return taken[first : first + probs_BT.shape[0]]
-
-
-def gather_rows(values_BD: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of all processes, `[N, D]`, in the order of the processes, and where this process's rows begin.
-
-    Without gradients. Reads the processes' row counts back from the device if there are several processes.
-    """
-    world = world_size()
-    if world == 1:
-        return values_BD, 0
-    mine = torch.tensor([values_BD.shape[0]], device=values_BD.device)
-    counts = [torch.zeros_like(mine) for _ in range(world)]
-    dist.all_gather(counts, mine)
-    sizes = [int(count) for count in counts]
-    padded = values_BD.new_zeros(max(sizes), values_BD.shape[1])
-    padded[: values_BD.shape[0]] = values_BD
-    parts = [torch.zeros_like(padded) for _ in range(world)]
-    dist.all_gather(parts, padded)
-    rows = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-    return rows, sum(sizes[: rank()])

@@ -19,6 +19,8 @@ TEACHER = {"kind": "mlp", "inputs": ["right"], "in_features": 10, "hidden": [12]
 NAMES = ["a", "b", "c"]
 ARMS = example_routers(len(NAMES))
 REFUSED = {
+    "task": "the gate 'task' reads field 'task', which the data set does not have",
+    "modality": "the gate 'modality' reads field 'modality', which the data set does not have",
     "dense_instance": "'dense_instance' needs dense student logits .* found \\(4, 4\\); use 'instance'",
 }
 

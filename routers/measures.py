@@ -46,13 +46,13 @@ def labels_of(step: Step, who: str) -> tuple[Tensor, Tensor]:
     return INSTANCES.labels(step, who)
 
 
-def teacher_cross_entropy(step: Step, who: str, rows: Rows = INSTANCES) -> tuple[Tensor, Tensor]:
+def teacher_cross_entropy(step: Step, who: str, rows: Rows = INSTANCES, hidden: bool = False) -> tuple[Tensor, Tensor]:
     """Return (`CE_bt = -log softmax(z_bt)[y_b]`, which rows have a label), `[R, T]` and `[R]`.
 
     Raises:
         ModelError: logits or labels are dense, but instances are routed.
     """
-    classes, known = rows.labels(step, who)
+    classes, known = rows.labels(step, who, hidden)
     logits = rows.teacher_logits(step)
     if logits.dim() != 3:
         raise ModelError(f"{who} needs teachers' logits [batch, teachers, classes], found {tuple(logits.shape)}")

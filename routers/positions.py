@@ -108,19 +108,25 @@ class Rows:
         logits = full_precision(step.expert_signals.detach().logits)
         return logits if self.granularity == "instance" else logits_by_row(logits)
 
-    def labels(self, step: Step, who: str) -> tuple[Tensor, Tensor]:
+    def labels(self, step: Step, who: str, hidden: bool = False) -> tuple[Tensor, Tensor]:
         """Return (classes `[R]`, which rows have a label `[R]`); the class of a row without a label is 0.
+
+        Args:
+            step: the step.
+            who: reads the labels, for messages.
+            hidden: also read the labels that few-label data hide from training.
 
         Raises:
             ModelError: there is not one label a row.
         """
-        labels: Tensor = step.batch["label"]
+        hidden = hidden and "hidden_label" in step.batch
+        labels: Tensor = step.batch["hidden_label" if hidden else "label"]
         positions = self.positions(step, who)
         if tuple(labels.shape[1:]) != positions:
             wanted = "one label an instance" if not positions else f"labels [batch, {', '.join(map(str, positions))}]"
             raise ModelError(f"{who} needs {wanted}, found labels {tuple(labels.shape)}; use a gate without labels")
         known = labels >= 0
-        if "labelled" in step.batch:
+        if "labelled" in step.batch and not hidden:
             known = known & step.batch["labelled"].view(-1, *[1] * len(positions))
         return labels.where(known, 0).flatten(), known.flatten()
 

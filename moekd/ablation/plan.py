@@ -95,7 +95,8 @@ def _cells(names: Sequence[str], cells: int) -> str:
     """Name the arms that have a problem."""
     if len(names) == cells > 1:
         return "every arm"
-    return f"arm{'s' if len(names) > 1 else ''} {', '.join(repr(name) for name in names)}"
+    shown = ", ".join(repr(name) for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"arm{'s' if len(names) > 1 else ''} {shown}"
 
 
 def _parsed(ablation: Ablation, setting: str, arm: Arm, seed: int) -> Any:

@@ -61,7 +61,8 @@ def _count(amount: int | float, total: int) -> int:
 class FewLabels(WrappedSplit):
     """A split in which some rows have no label: `label` reads -1 and `labelled` False in the batch.
 
-    `labels` still holds all true labels, for diagnostics; training reads the batch.
+    `labels` and the batch field `hidden_label` still hold all true labels: for diagnostics, for oracles that show what
+    perfect knowledge would give, and for teachers that stand for models trained elsewhere on more labels.
 
     Args:
         split: the split.
@@ -76,7 +77,7 @@ class FewLabels(WrappedSplit):
         """Read rows and hide the labels of the unlabelled ones."""
         batch, bad = self.split.read(rows)
         keep = torch.from_numpy(self.mask[self.rows_of(batch["id"].numpy())])
-        label = batch["label"]
+        label = batch["hidden_label"] = batch["label"]
         shown = keep.view(-1, *[1] * (label.ndim - 1))
         batch["label"] = torch.where(shown, label, UNLABELLED)
         batch["labelled"] = keep

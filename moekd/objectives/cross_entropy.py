@@ -47,6 +47,8 @@ class CrossEntropy(Objective):
         label_smoothing: share of the target mass spread over all classes.
         ignore_index: label value that does not count, such as the void class of a segmentation set.
         classes: only instances of these classes count, so that a teacher becomes a specialist; None: all.
+        hidden_labels: read the labels that few-label data hide: for teachers that stand for models trained elsewhere on
+            more labels than the student has.
     """
 
     def __init__(
@@ -55,17 +57,20 @@ class CrossEntropy(Objective):
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
         classes: Sequence[int] | None = None,
+        hidden_labels: bool = False,
     ) -> None:
         super().__init__()
         self.on, self.label_smoothing, self.ignore_index = on, label_smoothing, ignore_index
+        self.hidden_labels = hidden_labels
         self.classes = None if classes is None else list(classes)
 
     def forward(self, step: Step) -> Mapping[str, Loss]:
         """Return one loss a model: `{"cross_entropy/student": ...}`."""
-        labels = step.batch["label"]
+        hidden = self.hidden_labels and "hidden_label" in step.batch
+        labels = step.batch["hidden_label" if hidden else "label"]
         mask = (labels != self.ignore_index).flatten(1).any(dim=1) if labels.dim() > 1 else labels != self.ignore_index
         safe = labels
-        if "labelled" in step.batch:
+        if "labelled" in step.batch and not hidden:
             labelled = step.batch["labelled"]
             mask = mask & labelled
             safe = labels.where(labelled.reshape(-1, *[1] * (labels.dim() - 1)), labels.new_zeros(()))

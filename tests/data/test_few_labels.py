@@ -48,7 +48,7 @@ def test_impossible_amounts_are_refused(amount):
 
 def test_the_batch_hides_labels_and_the_split_keeps_the_rest(small_split):
     few = with_labels(small_split, 12, seed=0)
-    assert set(few[0]) == {"id", "label", "labelled", "x"}
+    assert set(few[0]) == {"id", "label", "hidden_label", "labelled", "x"}
     rows = few.__getitems__(list(range(103)))
     assert int(rows["labelled"].sum()) == 12
     assert (rows["label"][~rows["labelled"]] == -1).all()

@@ -98,3 +98,23 @@ def average_buffers(module: torch.nn.Module) -> None:
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
             buffer.div_(world)
+
+
+def gather_rows(values_BD: Tensor) -> tuple[Tensor, int]:
+    """Return the rows of all processes, `[N, D]`, in the order of the processes, and where this process's rows begin.
+
+    Without gradients. Reads the processes' row counts back from the device if there are several processes.
+    """
+    world = world_size()
+    if world == 1:
+        return values_BD, 0
+    mine = torch.tensor([values_BD.shape[0]], device=values_BD.device)
+    counts = [torch.zeros_like(mine) for _ in range(world)]
+    dist.all_gather(counts, mine)
+    sizes = [int(count) for count in counts]
+    padded = values_BD.new_zeros(max(sizes), values_BD.shape[1])
+    padded[: values_BD.shape[0]] = values_BD
+    parts = [torch.zeros_like(padded) for _ in range(world)]
+    dist.all_gather(parts, padded)
+    rows = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return rows, sum(sizes[: rank()])

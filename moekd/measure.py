@@ -99,10 +99,11 @@ def measure_routing(
         if module is not None:
             module.to(accelerator.device).eval()
     statistics = RoutingStatistics(models.experts, program.data.num_classes, accelerator.device)
-    known = _stored(program, accelerator, models.experts, split, store)
+    features = models.router is not None and models.router.reads_features
+    known = None if features else _stored(program, accelerator, models.experts, split, store)
     for batch in _loader(program, accelerator, split):
         moved = to_device(batch, accelerator.device)
-        step = Step(moved, models, training=False, variants=models.experts, cache=known)
+        step = Step(moved, models, training=False, variants=models.experts, features=features, cache=known)
         labels = step.batch.get("label")
         flat = labels is not None and labels.dim() == 1
         logits = step.expert_signals.logits if flat else None

@@ -83,6 +83,11 @@ class Router(nn.Module):
         return dense or self.gate.needs_teachers or self.selection.needs_teachers or self.signal in ("task", "oracle")
 
     @property
+    def reads_features(self) -> bool:
+        """True when the gate reads tapped activations of the teachers."""
+        return any(gate.reads_features for gate in self.modules() if isinstance(gate, Gate))
+
+    @property
     def fitted(self) -> bool:
         """False while its gate has yet to be fitted by a stage."""
         return all(gate.fitted for gate in self.modules() if isinstance(gate, Gate))

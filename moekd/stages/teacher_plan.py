@@ -47,6 +47,7 @@ def plan_teachers(models: Models, data: RunData, settings: StageSettings) -> Tea
         readers |= set(models.experts)
     wanted = [name for name in [*pool.names, *pool.specialised] if name in readers]
     features = any(objective.reads_features for objective in objectives)
+    features = features or (router is not None and router.reads_features)
     if not wanted and settings.cache != "memory":
         return TeacherPlan([], features, False, "")
     train = data.split(settings.split)

@@ -17,6 +17,7 @@ from .sequence_cnn import (
     VisualBranchNetVggs,
 )
 from .small_cnn import CnnEncoder, SmallCnn
+from .soft_slots import SlotFusion, SoftSlots, slot_weights
 from .token_encoder import Classifier, TokenEncoder
 
 __all__ = [
@@ -41,8 +42,11 @@ __all__ = [
     "MlpI",
     "MlpTb",
     "MlpVb",
+    "SlotFusion",
     "SmallCnn",
+    "SoftSlots",
     "TokenEncoder",
     "VisualBranchNet",
     "VisualBranchNetVggs",
+    "slot_weights",
 ]

@@ -45,11 +45,6 @@ class Schedule:
         """Every job is finished or failed."""
         return not self._ready and not self._running
 
-    @property
-    def running(self) -> list[str]:
-        """The keys of the jobs that were taken and have not ended."""
-        return list(self._running)
-
     def start_of(self, key: str) -> str | None:
         """Return the job of the list that has to be finished before `key`, if any."""
         start = self.jobs[key].get("start")

@@ -38,7 +38,8 @@ class Answer:
     Attributes:
         state: done, failed, or stopped by a signal.
         text: why it failed or where it stopped.
-        usable: False after an error that nobody foresaw, which may have left the process in any state.
+        usable: False after an error that nobody foresaw, which may have left the process in any state: another process
+            should run the next job.
     """
 
     state: Literal["done", "failed", "stopped"]
@@ -68,7 +69,7 @@ def perform(run: Run, job: Job, folder: Path, log: Path) -> Answer:
 
 
 def serve(run: Run, answers: int, grace: float = GRACE) -> None:
-    """Run the jobs that come on standard input until it ends or a job leaves the process unusable.
+    """Run the jobs that come on standard input until it ends.
 
     Args:
         run: what a job does.
@@ -83,8 +84,6 @@ def serve(run: Run, answers: int, grace: float = GRACE) -> None:
             answer = perform(run, order["job"], Path(order["folder"]), Path(order["log"]))
             parent.busy.clear()
             _send(channel, asdict(answer))
-            if not answer.usable:
-                break
 
 
 class _Parent:

@@ -89,12 +89,16 @@ def test_a_second_signal_kills_what_does_not_stop(begin: Begin, tmp_path: Path) 
     process = begin([job("a", do="stubborn"), job("b")], workers=1)
     wait_for(tmp_path / "a" / "steps")
     process.send_signal(signal.SIGTERM)
-    time.sleep(1.5)
-    assert process.poll() is None
+    time.sleep(0.4)
     process.send_signal(signal.SIGTERM)
+    time.sleep(0.8)
+    assert process.poll() is None, "the second signal was an echo of the first one"
+    process.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
     code, last, _ = ending(process, tmp_path)
     assert code == 143
     assert last == {"a": "stopped"}
+    assert time.monotonic() - begun < WAIT / 2
     assert gone(int((tmp_path / "a" / "child").read_text()))
 
 

@@ -54,7 +54,6 @@ def test_every_job_runs_once_after_its_start_or_is_lost_with_it(jobs: list[dict]
             else:
                 schedule.finish(key)
                 finished.add(key)
-        assert schedule.running == [key for key in began if key in busy.values()]
     assert len(began) == len(set(began))
     assert set(schedule.finished) == finished
     assert set(schedule.failures) == failed

@@ -57,6 +57,11 @@ def test_one_part_is_everything_and_seeds_are_dealt_evenly() -> None:
     assert [len(shard(jobs, index, 7)) for index in range(1, 8)] == [4, 4, 4, 4, 4, 0, 0]
 
 
+def test_large_groups_are_dealt_first() -> None:
+    jobs = [job("a"), job("b"), job("c"), job("d"), job("e", start="d"), job("f", start="d")]
+    assert [[entry["key"] for entry in shard(jobs, index, 2)] for index in (1, 2)] == [list("def"), list("abc")]
+
+
 @pytest.mark.parametrize(("text", "found"), [("1/1", (1, 1)), ("2/4", (2, 4)), (" 10 / 12 ", (10, 12))])
 def test_the_text_of_a_part(text: str, found: tuple[int, int]) -> None:
     assert parse_shard(text) == found

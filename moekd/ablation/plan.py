@@ -8,23 +8,23 @@ start from where it ended. The numbers are those of runs from the beginning, to 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import apply_changes, parse_recipe, recipe_dict
+from ..config import RecipeConfig, apply_changes, parse_recipe, recipe_dict
 from ..dry_run import dry_run
 from ..errors import ConfigError, MoekdError
 from ..program import Program
 from ..recipe import Recipe
 from ..routers import example_routers
-from .spec import Ablation, Arm
+from .run import COSMETIC, build_program
+from .spec import Ablation, Arm, no_arm
 
 Config = dict[str, Any]
-#: Sections of a config that change no number of a run.
-_COSMETIC = ("title", "paper")
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,11 @@ def make_plan(ablation: Ablation) -> Plan:
     inapplicable: dict[tuple[str, str], str] = {}
     needs: dict[tuple[str, str], Needs] = {}
     steps: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    arms = [*ablation.arms, *_family(ablation)]
-    names = [arm.name for arm in arms]
-    if ablation.baseline is not None and ablation.baseline not in names:
-        raise ConfigError(f"baseline: no arm '{ablation.baseline}'; arms: {', '.join(names)}")
+    arms = _all_arms(ablation)
     for setting in ablation.settings:
         for arm in arms:
             try:
-                program = Recipe(_parsed(ablation, setting, arm, ablation.seeds[0])).build()
+                program = build_program(_parsed(ablation, setting, arm, ablation.seeds[0]), ablation.source)
                 steps[setting, arm.name] = dry_run(program)
                 needs[setting, arm.name] = _needs(program)
             except MoekdError as error:
@@ -78,6 +75,8 @@ def make_plan(ablation: Ablation) -> Plan:
                 else:
                     for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
                         problems.setdefault(line, []).append(f"{setting}, {arm.name}" if setting else arm.name)
+    if not problems and not needs:
+        problems = {reason: [arm] for (_, arm), reason in inapplicable.items()}
     if problems:
         count = len(ablation.settings) * len(arms)
         raise ConfigError([f"{_cells(names, count)}: {line}" for line, names in problems.items()])
@@ -99,30 +98,47 @@ def _cells(names: Sequence[str], cells: int) -> str:
     return f"arm{'s' if len(names) > 1 else ''} {shown}"
 
 
-def _parsed(ablation: Ablation, setting: str, arm: Arm, seed: int) -> Any:
+def _parsed(ablation: Ablation, setting: str, arm: Arm, seed: int) -> RecipeConfig:
     """Return the config of one run; its baselines are left out, since arms take their place."""
     raw = apply_changes(ablation.base, {**ablation.settings[setting], **arm.changes})
     raw |= {"seed": seed, "title": arm.name}
     raw.pop("baselines", None)
-    return parse_recipe(raw, ablation.source)
+    if isinstance(raw.get("paper"), Mapping):
+        raw["paper"] = {key: value for key, value in raw["paper"].items() if key != "must_beat"}
+    return Recipe(parse_recipe(raw, ablation.source), ablation.source).config
+
+
+def _all_arms(ablation: Ablation) -> list[Arm]:
+    """Return the arms of the file and those of `every`."""
+    if ablation.every != "routers":
+        return list(ablation.arms)
+    family = _family(ablation)
+    taken = {arm.name for arm in ablation.arms} | set(ablation.without)
+    arms = [*ablation.arms, *(arm for arm in family if arm.name not in taken)]
+    known = _names(family)
+    problems = [f"without: {no_arm(name, known)}" for name in ablation.without if name not in known]
+    if ablation.baseline is not None and ablation.baseline not in _names(arms):
+        problems.append(f"baseline: {no_arm(ablation.baseline, _names(arms))}")
+    if problems:
+        raise ConfigError([f"{ablation.name}: {line}" for line in problems])
+    return arms
+
+
+def _names(arms: Sequence[Arm]) -> list[str]:
+    return [arm.name for arm in arms]
 
 
 def _family(ablation: Ablation) -> list[Arm]:
-    """Return the arms of `every`: as many teachers as the base config has experts."""
-    if ablation.every != "routers":
-        return []
+    """Return an arm for every gate and selection: for as many teachers as the base config has experts."""
     setting = next(iter(ablation.settings))
-    program = Recipe(_parsed(ablation, setting, Arm("base"), ablation.seeds[0])).build()
+    program = build_program(_parsed(ablation, setting, Arm("base"), ablation.seeds[0]), ablation.source)
     main = program.phases[0]
-    experts = program.models(main).experts
-    taken = {arm.name for arm in ablation.arms} | set(ablation.without)
-    arms = []
-    for name, section in example_routers(len(experts)).items():
-        chosen = main.router.experts if main.router is not None else None
-        section = section if chosen is None else section | {"experts": list(chosen)}
-        if name not in taken:
-            arms.append(Arm(name, {"router": section}, optional=True))
-    return arms
+    chosen = main.router.experts if main.router is not None else None
+    routers = example_routers(len(program.models(main).experts))
+    return [
+        Arm(name, {"router": section if chosen is None else section | {"experts": list(chosen)}}, optional=True)
+        for name, section in routers.items()
+    ]
 
 
 def _needs(program: Program) -> Needs:
@@ -144,7 +160,7 @@ def _needs(program: Program) -> Needs:
 
 def first_stages(config: Mapping[str, Any], count: int, needs: Needs) -> Config:
     """Return the config of a run of the first `count` stages, without what they make no use of."""
-    shared = {key: value for key, value in config.items() if key not in (*_COSMETIC, "baselines")}
+    shared = {key: value for key, value in config.items() if key not in (*COSMETIC, "baselines")}
     shared["stages"] = config["stages"][:count]
     if not needs.masks[count - 1]:
         shared.pop("masks", None)
@@ -185,14 +201,14 @@ def _with_shared(
     for (setting, arm), config in configs.items():
         start = start_of((setting, arm), len(config["stages"]) - 1, 1)
         label = "-".join(_slug(part) for part in (setting, arm) if part)
-        key = f"{label[:60]}-{config_digest(config)[:8]}-seed{seed}"
+        key = _free(f"{label[:60]}-{config_digest(config)[:8]}-seed{seed}", jobs)
         jobs[key] = _job(key, config, start, setting, arm, arm, seed)
     return list(jobs.values())
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
     """Return a sha256 of what a config's numbers depend on; titles do not count."""
-    relevant = {key: value for key, value in config.items() if key not in _COSMETIC}
+    relevant = {key: value for key, value in config.items() if key not in COSMETIC}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -201,6 +217,12 @@ def _job(
 ) -> dict[str, Any]:
     place = {"setting": setting, "arm": arm, "title": title, "seed": seed}
     return {"key": key, "config": config, "start": start} | place
+
+
+def _free(key: str, taken: Mapping[str, Any]) -> str:
+    """Return a key that is not taken: arms of one config may have names that differ in signs only."""
+    numbered = (f"{key}-{number}" if number > 1 else key for number in itertools.count(1))
+    return next(name for name in numbered if name not in taken)
 
 
 def _slug(text: str) -> str:

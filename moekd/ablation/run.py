@@ -9,18 +9,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..config import Spec, build, parse_recipe
+from ..checkpoint import rotate
+from ..config import RecipeConfig, Spec, build, parse_recipe
 from ..data import DATASETS, Dataset
+from ..program import Program
 from ..recipe import Recipe
 from ..tracking import RunFolder
 from ..trainer import Trainer
 
 #: Folder of the teachers' logits that all runs of an ablation share.
 STORE = "cache"
+#: Sections of a config that change no number of a run.
+COSMETIC = ("title", "paper")
 
 
 def run_job(job: Mapping[str, Any], folder: Path) -> None:
-    """Run a job in `folder/<key>`, or go on with it; afterwards `results.json` is there.
+    """Run a job in `folder/<key>`, or go on with it; afterwards `results.json` and the last checkpoint are there.
 
     Args:
         job: key, config and start, see `make_plan`.
@@ -29,18 +33,27 @@ def run_job(job: Mapping[str, Any], folder: Path) -> None:
     Raises:
         MoekdError: whatever stops a run.
     """
-    recipe = Recipe(parse_recipe(job["config"], job["key"]), job["key"])
-    spec = recipe.config.data.spec
-    program = recipe.build(_dataset(_Wanted(json.dumps(spec.to_dict(), sort_keys=True, default=str), spec)))
+    program = build_program(parse_recipe(job["config"], job["key"]), job["key"])
     run = RunFolder(folder, job["key"], resume=True)
     trainer = Trainer(program, run, quiet=True, store=folder / STORE)
     resume = "auto" if any(run.checkpoints.iterdir()) else None
-    trainer.fit(resume, start=None if job["start"] is None else folder / job["start"])
+    start = None if job["start"] is None else folder / job["start"]
+    trainer.fit(resume, allow=COSMETIC, start=start)
+    rotate(run.checkpoints, keep=1)
 
 
 def finished(job: Mapping[str, Any], folder: Path) -> bool:
-    """Tell whether a job has its results."""
-    return (folder / job["key"] / "results.json").is_file()
+    """Tell whether a job has its results, and, if others start from it, a checkpoint."""
+    run = folder / job["key"]
+    usable = job["arm"] is not None or any((run / "checkpoints").glob("[!.]*/manifest.json"))
+    return usable and (run / "results.json").is_file()
+
+
+def build_program(config: RecipeConfig, source: str) -> Program:
+    """Build a config; the runs of one process that read the same data share it."""
+    spec = config.data.spec
+    wanted = _Wanted(json.dumps(spec.to_dict(), sort_keys=True, default=str), spec)
+    return Recipe(config, source).build(_dataset(wanted))
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,6 @@ class _Wanted:
 
 @lru_cache(maxsize=2)
 def _dataset(wanted: _Wanted) -> Dataset:
-    """Return a data set; the runs of one process that read the same one share it."""
+    """Return a data set, which stays in memory for the next run."""
     dataset: Dataset = build(wanted.spec, DATASETS, where="data")
     return dataset

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, MinLen
 
-from ..config import Section, apply_changes, apply_overrides, load_config, parse_section
+from ..config import Section, apply_changes, apply_overrides, load_config, parse_section, shipped_configs
 from ..errors import ConfigError, did_you_mean
 
 Changes = dict[Annotated[str, MinLen(1)], Any]
@@ -99,73 +99,137 @@ def load_ablation(path_or_name: str | Path, overrides: Sequence[str] = (), seeds
 
     Args:
         path_or_name: a YAML file, or the name of a shipped ablation ("ablations/routers", or "routers").
-        overrides: "key=value" changes of every arm's config.
-        seeds: number of seeds instead of the file's.
+        overrides: "key=value" changes of every arm's config; what a setting or arm itself changes goes first.
+        seeds: number of seeds instead of the file's; of a list of seeds the first ones.
 
     Raises:
         ConfigError: every mistake of the file.
     """
     raw, source = _read(str(path_or_name))
     config = parse_section(AblationConfig, raw, source)
-    base, base_source = _base(config.base, source, overrides)
+    problems: list[str] = []
+    base, base_source = _base(config, source, overrides, problems)
+    grid = _grid(config.grid)
     arms = [Arm(name, changes) for name, changes in config.arms.items()]
-    arms += [arm for arm in _grid(config.grid) if arm.name not in config.without]
-    names = [arm.name for arm in arms]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    problems = [f"{source}: the arm '{name}' is there twice" for name in twice]
-    if not arms and not config.every:
-        problems.append(f"{source}: nothing to compare: give arms, grid or every")
-    if config.baseline is not None and config.baseline not in names and not config.every:
-        hint = did_you_mean(config.baseline, names) or f"; arms: {', '.join(names)}"
-        problems.append(f"{source}: baseline: no arm '{config.baseline}'{hint}")
+    arms += [arm for arm in grid if arm.name not in config.without]
+    unknown = [name for name in config.without if name not in {arm.name for arm in grid}]
+    problems += _mistakes(config, arms, grid, unknown, source) + _without_effect(config, arms, overrides)
+    chosen = _seeds(config.seeds, seeds, source, problems)
     if problems:
         raise ConfigError(problems)
-    chosen = seeds if seeds is not None else config.seeds
     return Ablation(
         name=Path(source).stem,
         title=config.title or Path(source).stem,
-        base=_with_changes(base, config.changes, overrides),
+        base=base,
         source=base_source,
         settings=config.settings or {"": {}},
         arms=tuple(arms),
         every=config.every,
-        without=tuple(config.without),
-        seeds=tuple(range(chosen)) if isinstance(chosen, int) else tuple(dict.fromkeys(chosen)),
+        without=tuple(unknown),
+        seeds=chosen,
         baseline=config.baseline,
         metric=config.metric,
     )
 
 
 def _read(path_or_name: str) -> tuple[dict[str, Any], str]:
-    if "/" not in path_or_name and not path_or_name.endswith((".yaml", ".yml")):
-        try:
-            return load_config(f"ablations/{path_or_name}")
-        except ConfigError:
-            return load_config(path_or_name)
-    return load_config(path_or_name)
+    """Read a file, or the shipped ablation of that name."""
+    if "/" in path_or_name or path_or_name.lower().endswith((".yaml", ".yml")):
+        return load_config(path_or_name)
+    shipped = [name.partition("/")[2] for name in shipped_configs() if name.startswith("ablations/")]
+    if path_or_name not in shipped and not Path(path_or_name).is_file():
+        hint = did_you_mean(path_or_name, shipped) or f"; shipped ablations: {', '.join(shipped) or 'none'}"
+        raise ConfigError(f"no shipped ablation '{path_or_name}'{hint} (the name of a file ends with .yaml)")
+    return load_config(f"ablations/{path_or_name}" if path_or_name in shipped else path_or_name)
 
 
-def _base(base: str, source: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
-    beside = Path(source).parent / base
-    found = load_config(str(beside) if base.endswith((".yaml", ".yml")) and beside.is_file() else base)
-    if "stages" not in found[0]:
-        raise ConfigError(f"{source}: base: '{base}' is no config that can be run: it has no stages")
-    return found
+def _base(
+    config: AblationConfig, source: str, overrides: Sequence[str], problems: list[str]
+) -> tuple[dict[str, Any], str]:
+    """Return the base config with the common changes and the overrides, and where it came from."""
+    is_file = config.base.lower().endswith((".yaml", ".yml"))
+    beside = shipped_configs().get(source, Path(source)).parent / config.base
+    try:
+        raw, base_source = load_config(str(beside) if is_file else config.base)
+        if "stages" not in raw:
+            raise ConfigError(f"'{config.base}' is no config that can be run: it has no stages")
+    except ConfigError as error:
+        problems += [f"{source}: base: {line}" for line in error.problems]
+        return {}, ""
+    try:
+        raw = apply_changes(raw, config.changes)
+    except ConfigError as error:
+        problems += [f"{source}: changes: {line}" for line in error.problems]
+    try:
+        raw = apply_overrides(raw, overrides)
+    except ConfigError as error:
+        problems += error.problems
+    return raw, base_source
 
 
-def _with_changes(base: Mapping[str, Any], changes: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    return apply_overrides(apply_changes(base, changes), overrides)
+def _mistakes(
+    config: AblationConfig, arms: Sequence[Arm], grid: Sequence[Arm], unknown: Sequence[str], source: str
+) -> list[str]:
+    """Return what is wrong with the names of arms, as far as it can be told without building anything."""
+    names = [arm.name for arm in arms]
+    problems = [
+        f"{source}: the arm '{name}' is there twice; a grid whose values look alike takes names: {{name: value}}"
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    if config.every:
+        return problems
+    if not arms:
+        problems.append(f"{source}: nothing to compare: give arms, grid or every")
+    elif config.baseline is not None and config.baseline not in names:
+        problems.append(f"{source}: baseline: {no_arm(config.baseline, names)}")
+    problems += [f"{source}: without: {no_arm(name, [arm.name for arm in grid])}" for name in unknown]
+    return problems
+
+
+def no_arm(name: str, known: Sequence[str]) -> str:
+    """Say that there is no arm of a name."""
+    return f"no arm '{name}'" + (did_you_mean(name, known) or f"; arms: {', '.join(known) or 'none'}")
+
+
+def _without_effect(config: AblationConfig, arms: Sequence[Arm], overrides: Sequence[str]) -> list[str]:
+    """Refuse overrides that no arm would see, since every setting or every arm sets the same value."""
+    families: dict[str, list[Mapping[str, Any]]] = {"setting": list(config.settings.values())}
+    if not config.every:
+        families["arm"] = [arm.changes for arm in arms]
+    problems = []
+    for override in overrides:
+        path = override.partition("=")[0]
+        for noun, members in families.items():
+            if members and all(any(path == p or path.startswith((f"{p}.", f"{p}[")) for p in m) for m in members):
+                problems.append(f"override {override!r} has no effect: every {noun} sets it; change the file")
+    return problems
+
+
+def _seeds(listed: int | list[int], wanted: int | None, source: str, problems: list[str]) -> tuple[int, ...]:
+    if wanted is not None and wanted < 1:
+        problems.append(f"seeds: {wanted} asked for; an ablation needs at least 1")
+        return ()
+    if isinstance(listed, int):
+        return tuple(range(listed if wanted is None else wanted))
+    seeds = tuple(dict.fromkeys(listed))
+    if wanted is not None and wanted > len(seeds):
+        problems.append(f"{source}: seeds: {wanted} asked for, but the file lists {len(seeds)}; list more there")
+    return seeds[:wanted]
 
 
 def _grid(grid: Mapping[str, Any]) -> list[Arm]:
     """Return an arm for every combination of the values, called "k=1, temperature=4" after the ends of the paths."""
     if not grid:
         return []
+    ends = [path.rpartition(".")[2] for path in grid]
     axes = []
-    for path, values in grid.items():
-        short = path.rpartition(".")[2]
-        named = values if isinstance(values, Mapping) else {f"{short}={_shown(value)}": value for value in values}
-        axes.append([(name, path, value) for name, value in named.items()])
+    for (path, values), end in zip(grid.items(), ends, strict=True):
+        short = end if ends.count(end) == 1 else path
+        named = (
+            values.items() if isinstance(values, Mapping) else [(f"{short}={_shown(value)}", value) for value in values]
+        )
+        axes.append([(name, path, value) for name, value in named])
     return [
         Arm(", ".join(name for name, _, _ in cell), {path: value for _, path, value in cell})
         for cell in itertools.product(*axes)
@@ -173,6 +237,7 @@ def _grid(grid: Mapping[str, Any]) -> list[Arm]:
 
 
 def _shown(value: Any) -> str:
+    """Return a value of a grid as a part of a name."""
     if isinstance(value, Mapping):
         return str(value.get("kind", value))
-    return "none" if value is None else str(value)
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

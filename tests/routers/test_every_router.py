@@ -56,7 +56,7 @@ def make(part: str, kind: str, teachers: int) -> Any:
     registry = {"gate": GATES, "selection": SELECTIONS}[part]
     options = dict(section_of(part, kind, teachers))
     if part == "selection" and "k" in registry.parameters(kind):
-        options["k"] = max(1, min(options.get("k", 1), teachers - 1))
+        options["k"] = max(1, min(options.get("k", registry.parameters(kind)["k"].default), teachers - 1))
     options.pop("kind")
     context = {"num_classes": CLASSES, "num_teachers": teachers, "experts": [f"t{i}" for i in range(teachers)]}
     made = build(Spec(kind, options), registry, **context)

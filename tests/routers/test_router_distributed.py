@@ -15,15 +15,35 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moekd.routers import Routing
 from moekd.routers.alarm import CollapseAlarm
-from moekd.routers.balances import Load, cv_squared, mean_entropy, routing_contrastive, switch_balance, z_loss
-from moekd.routers.selections import BiasBalanced, ExpertChoice, NoisyTopK
+from moekd.routers.balances import (
+    Load,
+    MutualInformation,
+    SwitchBalance,
+    cv_squared,
+    mean_entropy,
+    routing_contrastive,
+    switch_balance,
+    z_loss,
+)
+from moekd.routers.selections import BiasBalanced, Drop, ExpertChoice, NoisyTopK, TopK
 from moekd.schedules import Progress
 from moekd.step import Models, Step
 from moekd.teachers import TeacherPool
 
 ROWS, TEACHERS, WIDTH = 7, 3, 4
 CASES = {"uneven": 4, "one_row": 1}
-NAMES = ["cv_squared", "switch", "z_loss", "entropy", "contrast", "load", "masked"]
+NAMES = [
+    "cv_squared",
+    "switch",
+    "z_loss",
+    "entropy",
+    "contrast",
+    "load",
+    "masked",
+    "information",
+    "running",
+    "by_group",
+]
 
 
 class Ids(Step):
@@ -47,11 +67,16 @@ class Losses(nn.Module):
             self.linear.bias.copy_(torch.randn(TEACHERS, generator=rng))
 
     def forward(self, x_BD: Tensor, ids_B: Tensor, mask_B: Tensor) -> Tensor:
-        """Return the losses, `[7]`."""
+        """Return the losses, `[10]`."""
         scores = self.linear(x_BD)
         probs, chosen = scores.softmax(1), scores.argmax(1, keepdim=True)
         noisy = self.noisy(scores, probs, Ids(ids_B))
-        routing = Routing(noisy.weights, noisy.chosen, scores, probs, details=noisy.details)
+        tasks = {"groups": ids_B % 2, "admitted": torch.ones(2, TEACHERS, dtype=torch.bool)}
+        routing = Routing(
+            noisy.weights, noisy.chosen, scores, probs, details=(noisy.details or {}) | tasks, mask=mask_B
+        )
+        running = MutualInformation(TEACHERS, running=True, tasks=2, warmup=1)
+        running(routing)
         return torch.stack(
             [
                 cv_squared(probs),
@@ -61,6 +86,9 @@ class Losses(nn.Module):
                 routing_contrastive(x_BD, self.prototypes, chosen, 0.5),
                 Load()(routing),
                 switch_balance(probs, chosen, mask_B=mask_B) + mean_entropy(probs, mask_B),
+                MutualInformation(TEACHERS)(routing),
+                running(routing),
+                SwitchBalance(per_group=True)(routing),
             ]
         )
 
@@ -98,9 +126,16 @@ def routed(x_BD: Tensor, ids_B: Tensor) -> dict[str, np.ndarray]:
         bias.after_step()
         alarm.after_step()
     choice, _ = ExpertChoice(1.0)(logits, probs)
+    kept = ids_B % 3 > 0
+    masked, _ = ExpertChoice(1.0)(logits, probs, None, kept)
+    dropped, _ = Drop(normalise="all")(logits, probs, Ids(ids_B), kept)
+    explored, _ = TopK(1, explore=0.5)(logits, probs, Ids(ids_B))
     noisy = NoisyTopK(WIDTH, TEACHERS, k=2)(logits, probs, Ids(ids_B))
     return {
         "rows/choice": choice.numpy(),
+        "rows/masked": (masked * kept[:, None]).numpy(),
+        "rows/dropped": dropped.numpy(),
+        "rows/explored": explored.numpy(),
         "rows/noisy": noisy.weights.numpy(),
         "rows/biased": weights.numpy(),
         "bias": bias.bias.numpy(),

@@ -34,6 +34,7 @@ from .data import (
     with_labels,
     with_policy,
 )
+from .errors import ConfigError
 from .model import Model
 from .objectives import OBJECTIVES
 from .program import LoopSettings, Phase, Program
@@ -54,7 +55,7 @@ class Recipe:
     """
 
     def __init__(self, config: RecipeConfig, source: str = "config") -> None:
-        self.config, self.source = config, source
+        self.config, self.source = _enabled(config, source), source
 
     @classmethod
     def load(cls, config: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -211,6 +212,21 @@ class Recipe:
             },
             "paper": config.paper.model_dump() if config.paper else None,
         }
+
+
+def _enabled(config: RecipeConfig, source: str) -> RecipeConfig:
+    """Return the config without the stages that are switched off."""
+    everything = {"stages": config.stages, **{f"baselines.{n}.stages": b.stages for n, b in config.baselines.items()}}
+    if empty := [where for where, stages in everything.items() if not any(stage.enabled for stage in stages)]:
+        raise ConfigError(f"{source}: {empty[0]}: no stage is enabled; leave 'enabled: false' out of one of them")
+    if all(stage.enabled for stages in everything.values() for stage in stages):
+        return config
+    baselines = {
+        name: baseline.model_copy(update={"stages": [stage for stage in baseline.stages if stage.enabled]})
+        for name, baseline in config.baselines.items()
+    }
+    stages = [stage for stage in config.stages if stage.enabled]
+    return config.model_copy(update={"stages": stages, "baselines": baselines})
 
 
 def _optimizer(spec: Spec, where: str, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

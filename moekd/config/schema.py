@@ -209,6 +209,8 @@ class StageConfig(Section):
         cache: where the signals of frozen teachers are kept.
         split: what the stage trains on: `train`; `labelled`, the rows of it that have a label; or `val`, so that a
             router is fitted on held-out labels. Never a test split.
+        enabled: false leaves the stage out, so that a config that extends this one, or an arm of an ablation, can switch
+            it on.
     """
 
     spec: Annotated[Spec, Inline("stages", default="train")]
@@ -227,6 +229,7 @@ class StageConfig(Section):
     ema: Annotated[float, Gt(0), Lt(1)] | None = None
     cache: Literal["auto", "memory", "off"] = "auto"
     split: str = "train"
+    enabled: bool = True
 
 
 class BaselineConfig(Section):

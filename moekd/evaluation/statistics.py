@@ -7,6 +7,7 @@ second to load, and most commands need none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -97,9 +98,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     p = _finite(p_values, "p_values")
     if (p < 0).any() or (p > 1).any():
         raise DataError(f"p-values lie in [0, 1], got {p.min():g} to {p.max():g}")
+    return list(_holm(tuple(p.tolist())))
+
+
+@lru_cache(maxsize=1024)
+def _holm(p_values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the adjusted values; kept, because statsmodels collects garbage on every call, which takes long."""
     from statsmodels.stats.multitest import multipletests
 
-    return [float(value) for value in multipletests(p, method="holm")[1]]
+    return tuple(float(value) for value in multipletests(p_values, method="holm")[1])
 
 
 def _finite(values: Sequence[float], name: str) -> NDArray[np.float64]:

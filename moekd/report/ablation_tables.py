@@ -54,16 +54,16 @@ def routing_table(block: Block) -> PageTable:
 
 def brief_routing_table(block: Block) -> PageTable:
     """Return the routing table for text: fewer and narrower columns."""
-    header = ["Arm", "s / step", "Forwards / step", "Entropy", "Load cv", "Weight on best", "Loss: chosen, best, mean"]
+    header = ["Arm", "s / step", "Forwards / step", "Entropy", "Load cv", "Weight on best", "Loss of chosen"]
     rows = []
     for arm in block.arms:
         means = arm.means
         cells = [_name(arm), _decimal(arm, "seconds_per_step", 4), _decimal(arm, "teacher_forwards_per_step", 2)]
         cells += [_detailed(arm, "entropy", "relative_entropy", "{}", lambda x: decimal(x, 2))]
         cells += [_decimal(arm, "load_cv", 2), _detailed(arm, "oracle_weight", "chance_weight", "{}", percent)]
-        losses = [decimal(means[key], 3) for key in ("chosen_loss", "oracle_loss", "mean_loss")]
-        rows.append([*cells, Cell("-" if set(losses) == {"-"} else ", ".join(losses), means["chosen_loss"])])
-    caption = f"{block.setting}: entropy in nats [of ln T], weight on each row's best teacher [chance]"
+        loss = Cell(decimal(means["chosen_loss"], 3), means["chosen_loss"], decimal(means["oracle_loss"], 3).strip("-"))
+        rows.append([*cells, loss])
+    caption = f"{block.setting}: entropy in nats [of ln T], weight on each row's best teacher [chance], loss [best]"
     return PageTable(caption, header, rows, _baseline_rows(block))
 
 
@@ -128,12 +128,15 @@ def excluded_table(ablation: Ablation) -> PageTable | None:
     """Return the runs that are not in the comparison, with the reason."""
     if not ablation.excluded:
         return None
-    rows = []
+    together: dict[tuple[str, str, str, str], list[str]] = {}
     for found in ablation.excluded:
         seeds = ", ".join("all" if seed is None else str(seed) for seed in found.seeds)
-        arm = Cell(found.title, detail=found.arm if found.arm != found.title else "")
-        rows.append([arm, Cell(found.setting), Cell(seeds), Cell(found.status), Cell(found.reason or "-")])
-    return PageTable("runs that are not in the comparison", ["Arm", "Setting", "Seeds", "Status", "Reason"], rows)
+        together.setdefault((found.setting, seeds, found.status, found.reason), []).append(found.title)
+    rows = [
+        [Cell("; ".join(arms)), Cell(setting), Cell(seeds), Cell(status), Cell(reason or "-")]
+        for (setting, seeds, status, reason), arms in together.items()
+    ]
+    return PageTable("runs that are not in the comparison", ["Arms", "Setting", "Seeds", "Status", "Reason"], rows)
 
 
 def difference_cell(arm: ArmResult, block: Block, metric: Metric) -> Cell:

@@ -49,7 +49,10 @@ def markdown(ablation: Ablation) -> str:
             lines += [
                 "Seconds and teacher forwards a step; entropy in nats [of ln T]; load as coefficient of variation;"
             ]
-            lines += ["mean weight on each row's best teacher [chance]; cross-entropy of teachers in nats.", ""]
+            lines += [
+                "mean weight on each row's best teacher [chance]; loss of the chosen teacher in nats [of the best one].",
+                "",
+            ]
             lines += [*table_lines(without_empty(brief_routing_table(blocks[0]))), ""]
     left_out = excluded_table(ablation)
     lines += ["## Not in the comparison", "", *table_lines(left_out), ""] if left_out else []

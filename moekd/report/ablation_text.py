@@ -50,7 +50,7 @@ def markdown(ablation: Ablation) -> str:
                 "Seconds and teacher forwards a step; entropy in nats [of ln T]; load as coefficient of variation;"
             ]
             lines += [
-                "mean weight on each row's best teacher [chance]; loss of the chosen teacher in nats [of the best one].",
+                "mean weight on each row's best teacher [chance]; loss of the chosen teacher in nats [best one].",
                 "",
             ]
             lines += [*table_lines(without_empty(brief_routing_table(blocks[0]))), ""]

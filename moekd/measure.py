@@ -14,6 +14,7 @@ from .evaluation.evaluate import to_device
 from .model import Model
 from .program import Phase, Program
 from .progress import Progressbar
+from .routers.positions import logits_by_row
 from .step import Step
 from .tracking import RunFolder
 
@@ -104,11 +105,12 @@ def measure_routing(
     for batch in _loader(program, accelerator, split):
         moved = to_device(batch, accelerator.device)
         step = Step(moved, models, training=False, variants=models.experts, features=features, cache=known)
-        labels = step.batch.get("label")
-        flat = labels is not None and labels.dim() == 1
-        logits = step.expert_signals.logits if flat else None
-        routing = step.routing
-        statistics.update(routing.probs, routing.chosen, labels if flat else None, logits, routing.applied_weights)
+        routing, labels = step.routing, step.batch.get("label")
+        labels = labels.flatten() if labels is not None and tuple(labels.shape[1:]) == routing.positions else None
+        logits = None if labels is None else logits_by_row(step.expert_signals.logits)
+        counted = slice(None) if routing.mask is None else routing.mask
+        chosen, labels, logits = (None if v is None else v[counted] for v in (routing.chosen, labels, logits))
+        statistics.update(routing.probs[counted], chosen, labels, logits, routing.applied_weights[counted])
     return statistics.reduce().compute() | {"split": split}
 
 

@@ -9,11 +9,12 @@ import torch
 
 from moekd.errors import ConfigError, DataError, ModelError
 from moekd.model import Model
-from moekd.routers import GATES, Dense, Router, TopK
+from moekd.routers import GATES, Dense, Router, Shapes, TopK
 from moekd.routers.gates.base import Scores
 from moekd.routers.gates.cosine import CosineGate, PrototypeGate, cosine_scores
-from moekd.routers.gates.inputs import GateInput, teacher_statistics
+from moekd.routers.gates.inputs import GateInput
 from moekd.routers.gates.linear import LinearGate, MLPGate
+from moekd.routers.gates.statistics import pairwise_divergences, teacher_statistics
 from moekd.step import Step
 
 from ..builders import CLASSES, WIDTH, DenseMaps, Maps, Vectors, make_batch, make_pool, make_step, randomise, strangers
@@ -65,8 +66,75 @@ def test_inputs() -> None:
     assert torch.equal(read("input_feature", step, source="image", width=64), step.batch["image"].flatten(1))
 
 
+def test_teachers_logits_are_centred() -> None:
+    step = step_with()
+    said = step.teachers.logits
+    found = read("teacher_logits", step)
+    torch.testing.assert_close(found, (said - said.mean(2, keepdim=True)).flatten(1))
+    log_probs = said.log_softmax(2)
+    torch.testing.assert_close(found, (log_probs - log_probs.mean(2, keepdim=True)).flatten(1), rtol=1e-4, atol=1e-5)
+
+
+def test_known_agreement() -> None:
+    """JS((1, 0), (0, 1)) = ln 2; JS((1, 0), (1/2, 1/2)) = H(3/4, 1/4) - ln 2 / 2."""
+    probs = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]])
+    half = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) - math.log(2) / 2
+    expected = torch.tensor([[math.log(2), half, 0.0, half, math.log(2), half]])
+    torch.testing.assert_close(pairwise_divergences(probs.log()), expected, atol=1e-6, rtol=0)
+
+
+def test_agreement_of_teachers() -> None:
+    step = step_with()
+    said = step.teachers.logits
+    agreement = read("agreement", step)
+    assert agreement.shape == (6, 3)
+    torch.testing.assert_close(agreement[:, 1], pairwise_divergences(said[:, [0, 2]])[:, 0])
+    torch.testing.assert_close(pairwise_divergences(said.flip(1)), agreement.flip(1))
+    stats = read("teacher_stats", step)
+    assert torch.equal(read("stats_and_agreement", step), torch.cat([stats, agreement], dim=1))
+    assert torch.equal(pairwise_divergences(said[:, [0, 0]]), torch.zeros(6, 1))
+    with pytest.raises(ConfigError, match="compares teachers, but there is one only"):
+        LinearGate(CLASSES, 1, on="agreement")
+
+
+SHAPES = Shapes(fields={"image": (1, 8, 8), "left": (8,)}, taps={"fc1": (12,), "conv": (5, 4, 4), "words": (7, 9)})
+
+
+@pytest.mark.parametrize(
+    ("on", "source", "width"),
+    [
+        ("input_feature", "image", 64),
+        ("input_feature", "left", 8),
+        ("student_feature", "fc1", 12),
+        ("student_feature", "conv", 5),
+        ("student_feature", "words", 9),
+    ],
+)
+def test_sizes_are_found(on: str, source: str, width: int) -> None:
+    assert LinearGate(CLASSES, 2, on, source, shapes=SHAPES).input.width == width
+    assert LinearGate(CLASSES, 2, on, source, width, shapes=SHAPES).input.width == width
+    with pytest.raises(ConfigError, match=f"width 3: '{source}' has the size {width}; leave 'width' out"):
+        LinearGate(CLASSES, 2, on, source, 3, shapes=SHAPES)
+
+
+def test_unknown_sources_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'fc3' is no tap of the student; did you mean 'fc1'"):
+        LinearGate(CLASSES, 2, "student_feature", "fc3", shapes=SHAPES)
+    with pytest.raises(ConfigError, match="'zzz' is no field of the batch; there are: image, left"):
+        LinearGate(CLASSES, 2, "input_feature", "zzz", shapes=SHAPES)
+
+
+def test_sequences_are_averaged_over_their_tokens() -> None:
+    step = step_with()
+    words = torch.randn(6, 7, 9)
+    step.student.features["words"] = words
+    gate = LinearGate(CLASSES, 3, "student_feature", "words", shapes=SHAPES)
+    torch.testing.assert_close(gate.input(step), words.mean(1))
+
+
 def test_only_teacher_statistics_need_teachers() -> None:
-    for on, needs in (("student_logits", False), ("teacher_stats", True), ("logits_and_stats", True)):
+    kinds = ["teacher_stats", "logits_and_stats", "teacher_logits", "agreement", "stats_and_agreement"]
+    for on, needs in [("student_logits", False), *((kind, True) for kind in kinds)]:
         gate = LinearGate(CLASSES, 3, on=on)
         assert gate.needs_teachers == needs
         assert Router(gate, Dense(), combine="loss").needs_teachers == needs

@@ -41,8 +41,8 @@ class NonFiniteError(MoekdError):
 class StoppedError(MoekdError):
     """A signal ended the run after a step, whose checkpoint is written; the exit code is 128 and the signal."""
 
-    def __init__(self, signal: int, where: str) -> None:
-        super().__init__(f"stopped by signal {signal} at {where}; continue with the same command and --resume auto")
+    def __init__(self, signal: int, where: str, how: str = "the same command and --resume auto") -> None:
+        super().__init__(f"stopped by signal {signal} at {where}; continue with {how}")
         self.exit_code = 128 + signal
 
 

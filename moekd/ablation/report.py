@@ -26,5 +26,8 @@ def ablation_report(folder: Path, output: Path | None = None) -> dict[str, Path]
     rows, plan = read_rows(folder), read_plan(folder)
     about = {key: plan[key] for key in ("name", "title", "baseline", "settings", "seeds", "metric", "command", "arms")}
     about["environment"] = environment()
+    nameless = {"": plan["name"]}  # an ablation without settings has one, which has no name
+    about["settings"] = [nameless.get(setting, setting) for setting in about["settings"]]
+    rows = [row | {"setting": nameless.get(row["setting"], row["setting"])} for row in rows]
     print_ablation(rows, about)
     return write_ablation_report(rows, about, folder if output is None else output)

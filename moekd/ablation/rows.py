@@ -7,19 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_json
+from ..atomic import probe_writable, write_json, write_text
 from ..errors import DataError
 from ..tracking import read_jsonl
 from .plan import Plan
 from .run import finished
 from .spec import Ablation
 
-PLAN, FAILURES = "plan.json", "failures.json"
+PLAN, FAILURES = "plan.json", "failures"
 _METRICS = ("accuracy", "balanced_accuracy", "weighted_f1", "loss")
 
 
 def write_plan(ablation: Ablation, plan: Plan, command: str, folder: Path) -> None:
-    """Write `plan.json`, from which the report is made, also on another day."""
+    """Write `plan.json`, from which the report is made, also on another day.
+
+    Raises:
+        DataError: the folder can't be written, or is that of a single run.
+    """
+    stages = {job["key"]: [stage["name"] for stage in job["config"]["stages"]] for job in plan.jobs} | {None: []}
     about = {
         "name": ablation.name,
         "title": ablation.title,
@@ -30,10 +35,18 @@ def write_plan(ablation: Ablation, plan: Plan, command: str, folder: Path) -> No
         "metric": ablation.metric,
         "command": command,
         "inapplicable": [[*cell, reason] for cell, reason in plan.inapplicable.items()],
-        "jobs": [{**job, "config": None} for job in plan.jobs],
+        "jobs": [_planned(job, stages) for job in plan.jobs],
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "metrics.jsonl").exists():
+        raise DataError(f"{folder} is the folder of a single run; choose another --runs or name of the ablation's file")
+    probe_writable(folder)
     write_json(folder / PLAN, about)
+
+
+def _planned(job: Mapping[str, Any], stages: Mapping[str | None, list[str]]) -> dict[str, Any]:
+    """Return a job without its config, which lies in its run's folder; with the stages that it takes over."""
+    place = {key: job[key] for key in ("key", "start", "setting", "arm", "title", "seed")}
+    return place | {"shared_stages": stages[job["start"]]}
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
@@ -46,16 +59,24 @@ def read_plan(folder: Path) -> dict[str, Any]:
         about = json.loads((folder / PLAN).read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} is no folder of an ablation: {PLAN} can't be read: {error}") from error
-    if not isinstance(about, dict) or "jobs" not in about:
-        raise DataError(f"{folder / PLAN} is damaged: it names no jobs; start the ablation again, finished runs stay")
+    jobs = about.get("jobs") if isinstance(about, dict) else None
+    if not isinstance(jobs, list) or not all("shared_stages" in job for job in jobs):
+        raise DataError(
+            f"{folder / PLAN} is damaged or of another version; call the ablation again, finished runs stay"
+        )
     return about
 
 
-def note_failures(failures: Mapping[str, str], folder: Path) -> None:
-    """Keep the reasons of failed jobs; those of earlier calls stay until the job is done."""
-    known = _failures(folder) | dict(failures)
-    open_ones = {key: text for key, text in known.items() if not finished({"key": key}, folder)}
-    write_json(folder / FAILURES, open_ones)
+def note_failure(key: str, reason: str, folder: Path) -> None:
+    """Keep why a run failed; each run has a file of its own, since several machines may work on one ablation."""
+    (folder / FAILURES).mkdir(exist_ok=True)
+    write_text(folder / FAILURES / f"{key}.txt", reason + "\n")
+
+
+def forget_failures(jobs: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Forget why runs failed, before they are tried again."""
+    for job in jobs:
+        (folder / FAILURES / f"{job['key']}.txt").unlink(missing_ok=True)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -64,7 +85,8 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: the folder is no ablation's.
     """
-    about, failures = read_plan(folder), _failures(folder)
+    about = read_plan(folder)
+    jobs = {job["key"]: job for job in about["jobs"]}
     rows: list[dict[str, Any]] = []
     for job in about["jobs"]:
         if job["arm"] is None:
@@ -72,10 +94,10 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
         place = {key: job[key] for key in ("setting", "arm", "title", "seed")} | {"key": job["key"]}
         if finished(job, folder):
             rows += _done(place, job, folder)
-        elif job["key"] in failures:
-            rows.append(place | {"status": "failed", "reason": failures[job["key"]]})
+        elif (reason := _why(job, jobs, folder)) is not None:
+            rows.append(place | {"status": "failed", "reason": reason})
         else:
-            rows.append(place | {"status": "missing", "reason": "has not run yet"})
+            rows.append(place | {"status": "missing", "reason": "has not finished"})
     for setting, arm, reason in about["inapplicable"]:
         rows.append(
             {"setting": setting, "arm": arm, "title": arm, "seed": None, "status": "inapplicable", "reason": reason}
@@ -84,10 +106,12 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _done(place: dict[str, Any], job: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    run = folder / job["key"]
-    results = json.loads((run / "results.json").read_bytes())
+    run, shared = folder / job["key"], set(job["shared_stages"])
+    try:
+        results = json.loads((run / "results.json").read_bytes())
+    except ValueError as error:
+        raise DataError(f"{run / 'results.json'} is damaged: {error}; delete it and call again") from error
     records = [record for record in read_jsonl(run / "metrics.jsonl") if record.get("phase") == "main"]
-    shared = _shared_stages(job, folder)
     ends = [record for record in records if record["type"] == "stage_end" and record["stage"] not in shared]
     steps = sum(end["steps"] for end in ends)
     cost = {
@@ -119,17 +143,15 @@ def _history(records: Sequence[Mapping[str, Any]], shared: set[str]) -> list[dic
     return [{key: r[key] for key in ("epoch", "shares", "entropy")} for r in routed if r["stage"] == last]
 
 
-def _shared_stages(job: Mapping[str, Any], folder: Path) -> set[str]:
-    """Return the names of the stages that the job took over."""
-    if job["start"] is None:
-        return set()
-    records = read_jsonl(folder / job["start"] / "metrics.jsonl")
-    return {record["stage"] for record in records if record["type"] == "stage_end"}
+def _why(job: Mapping[str, Any], jobs: Mapping[str, Mapping[str, Any]], folder: Path) -> str | None:
+    """Return why a run failed; where the shared stages did, their reason."""
+    reason, start = _failure(job["key"], folder), jobs.get(job["start"])
+    cause = _why(start, jobs, folder) if reason is not None and start is not None else None
+    return reason if cause is None or start is None else f"shared stages {start['title']}: {cause}"
 
 
-def _failures(folder: Path) -> dict[str, str]:
+def _failure(key: str, folder: Path) -> str | None:
     try:
-        found = json.loads((folder / FAILURES).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return (folder / FAILURES / f"{key}.txt").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .arguments import OverridesArgument, QuietOption, RunsOption
+
+if TYPE_CHECKING:
+    from ..ablation import Ablation
+
+#: Exit code after Ctrl-C, and lines of a failure that are shown.
+INTERRUPTED, LONGEST = 130, 8
 
 AblationArgument = Annotated[
     str, typer.Argument(help="Path of an ablation file, or name of a shipped ablation: `routers`.", show_default=False)
@@ -43,36 +50,59 @@ def ablate(
     Arms share the stages that they agree in; a finished run is never run again, so the same command goes on where it
     was stopped. Examples: `moekd ablate routers --jobs 2`, `moekd ablate my.yaml --seeds 3 data.labels=400`.
     """
-    from ..ablation import ablate as run_ablation
     from ..ablation import load_ablation, parse_shard
     from ..ablation.report import ablation_report
+    from ..ablation.runner import check_backend
 
     part = parse_shard(shard) if shard else None
+    check_backend(backend)
     ablation = load_ablation(config, overrides or (), seeds)
-    if dry_run:
-        from ..ablation.cost import print_plan
+    folder = runs / ablation.name
+    try:
+        if dry_run:
+            from ..ablation.cost import print_plan
 
-        print_plan(ablation, jobs)
-        return
-    failures = {}
-    if not report_only:
-        command = shlex.join(
-            ["moekd", "ablate", config, *(overrides or ()), *(["--seeds", str(seeds)] if seeds else [])]
-        )
-        place = "ray" if backend == "ray" else "local"
-        known: dict[str, Literal["local", "ray"]] = {"local": "local", "ray": "ray"}
-        if backend not in known:
-            raise typer.BadParameter(f"'{backend}' is neither 'local' nor 'ray'")
-        outcome = run_ablation(
-            ablation, jobs=jobs, shard=part, backend=known[place], runs=runs, command=command, quiet=quiet
-        )
-        failures = dict(outcome.failures)
-        if outcome.left:
-            typer.echo(f"{outcome.left} runs belong to other shards")
-    files = ablation_report(runs / ablation.name, output)
-    for file in files.values():
-        typer.echo(file)
-    for key, reason in failures.items():
-        typer.echo(f"{key} failed: {reason}", err=True)
-    if failures:
+            logging.getLogger("moekd").setLevel(logging.WARNING)
+            print_plan(ablation, folder, jobs)
+            return
+        failed = False
+        if not report_only:
+            words = ["moekd", "ablate", config, *(overrides or ()), *(["--seeds", str(seeds)] if seeds else [])]
+            failed = _run(ablation, jobs, part, backend, runs, shlex.join(words), quiet)
+        for file in ablation_report(folder, output).values():
+            typer.echo(file)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; continue with the same command", err=True)
+        sys.exit(INTERRUPTED)
+    if failed:
         sys.exit(1)
+
+
+def _run(
+    ablation: Ablation,
+    jobs: int,
+    shard: tuple[int, int] | None,
+    backend: str,
+    runs: Path,
+    command: str,
+    quiet: bool,
+) -> bool:
+    """Run what is left and tell what failed; return whether anything did."""
+    from ..ablation import ablate as run_ablation
+
+    place: Literal["local", "ray"] = "ray" if backend == "ray" else "local"
+    outcome = run_ablation(ablation, jobs=jobs, shard=shard, backend=place, runs=runs, command=command, quiet=quiet)
+    if outcome.left:
+        typer.echo(f"{outcome.left} runs belong to other shards")
+    for key, reason in outcome.failures.items():
+        if key in outcome.dependent:
+            continue
+        lines = reason.strip().splitlines() or ["no reason given"]
+        shown = lines if len(lines) <= LONGEST else [lines[0]]
+        typer.echo("\n  ".join([f"{outcome.names[key]} failed:", *shown]), err=True)
+        typer.echo(f"  log: {outcome.folder / 'logs' / key}.log", err=True)
+    if outcome.dependent:
+        typer.echo(f"{len(outcome.dependent)} runs could not start, since shared stages failed", err=True)
+    if outcome.failures:
+        typer.echo("the same command tries failed runs again", err=True)
+    return bool(outcome.failures)

@@ -18,6 +18,7 @@ from .stages import StageSettings
 from .stages.fit_gates import fit, gates_to_fit, trial_batch
 from .stages.teacher_plan import plan_teachers
 from .stages.trainable import parameters_of, train_only
+from .stages.untouched import untouched
 from .step import Models, Step
 
 ROWS = 4
@@ -128,25 +129,18 @@ def _untouched(program: Program) -> Iterator[None]:
     routers = [phase.router for phase in program.phases if phase.router is not None]
     objectives = [w for phase in program.phases for stage in phase.stages for w in stage.settings.objectives]
     roots: list[nn.Module] = [program.pool, *students, *routers, *objectives]
-    modules = [module for root in roots for module in root.modules()]
-    modes = [(module, module.training) for module in modules]
-    buffers = [(buffer, buffer.clone()) for root in roots for buffer in root.buffers()]
     states = [(router, {key: value.clone() for key, value in router.state_dict().items()}) for router in routers]
     gradients = [(parameter, parameter.requires_grad) for root in roots for parameter in root.parameters()]
     teachers = [(teacher, teacher.trained) for teacher in map(program.pool.teacher, program.pool.names)]
     forwards = program.pool.forwards
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), untouched(*roots):
             yield
     finally:
         program.pool.forwards = forwards
         for teacher, trained in teachers:
             teacher.trained = trained
-        for module, mode in modes:
-            module.training = mode
         for parameter, wanted in gradients:
             parameter.requires_grad_(wanted)
-        for buffer, value in buffers:
-            buffer.copy_(value)
         for router, state in states:
             router.load_state_dict(state)  # what gates remember besides follows from their buffers

@@ -113,6 +113,8 @@ class Router(nn.Module):
         losses: dict[str, Tensor] = {}
         entropy = mean_over_positions(-(probs * probs.clamp_min(1e-12).log()).sum(dim=1)[None], grid.mask)
         stats = {"entropy": entropy[0].detach()}
+        if label_weights is not None:
+            stats["label_weight"] = label_weights.mean().detach()
         details = scored.details | (selected.details or {})
         routing = Routing(
             *(selected.weights, selected.chosen, logits, probs, losses, stats, details),

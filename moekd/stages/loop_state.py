@@ -28,7 +28,8 @@ class LoopState:
         teacher_forwards: forwards of teachers in training steps.
         sums: sums of the loss terms since the last record, on the device.
         count: batches in `sums`.
-        shares: rows each teacher variant taught in this epoch, all rows, and the sum of their entropies, on the device.
+        shares: rows each teacher variant taught in this epoch, all rows, and the sum of their entropies (and of
+            the label's weights, where the router weighs it), on the device.
     """
 
     epoch: int = 0
@@ -53,6 +54,8 @@ class LoopState:
         if "shares" in result:
             rows = result["shares"].sum()
             routed = {"shares": result["shares"], "entropy": rows * result["entropy"], "rows": rows}
+            if "label_weight" in result:
+                routed["label_weight"] = rows * result["label_weight"]
             for name, value in routed.items():
                 self.shares[name] = self.shares[name] + value if name in self.shares else value.clone()
 

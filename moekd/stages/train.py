@@ -307,12 +307,11 @@ class TrainLoop:
         """Write which share of the rows each teacher variant taught in the epoch."""
         if not self.state.shares:
             return
-        shares, entropy, rows = (
-            sum_over_processes(self.state.shares[name].clone()) for name in ("shares", "entropy", "rows")
-        )
+        sums = {name: sum_over_processes(value.clone()) for name, value in self.state.shares.items()}
+        shares, rows = sums.pop("shares"), sums.pop("rows")
         names, values = self.context.models.experts, (shares / rows).tolist()
-        routed = {"shares": dict(zip(names, values, strict=True)), "entropy": float(entropy / rows)}
-        self.context.log(self.entry("routing") | routed)
+        routed = {"shares": dict(zip(names, values, strict=True))}
+        self.context.log(self.entry("routing") | routed | {name: float(sums[name] / rows) for name in sorted(sums)})
 
     def finish(self) -> None:
         """Leave the kept weights in the models and write the stage's summary."""

@@ -70,7 +70,7 @@ def summary(ablation: Ablation) -> list[str]:
         if best is block.baseline:
             words += ", the baseline itself"
         elif best.difference is not None:
-            interval = span(best.difference.low, best.difference.high, metric.difference)
+            interval = span(best.difference.low, best.difference.high, metric.bound)
             words += f", {metric.difference(best.difference.mean)} {metric.unit} against the baseline"
             words += f" (95% interval {interval})" if interval != "-" else ""
         tested = [arm.difference for arm in block.arms if arm.difference and arm.difference.p is not None]

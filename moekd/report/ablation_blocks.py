@@ -48,10 +48,15 @@ class Metric:
         return decimal(value, digits + 2) if self.less_is_better else percent(value, digits)
 
     def difference(self, value: float, digits: int = 1) -> str:
-        """Format a difference with its sign, shares in percentage points."""
+        """Format a difference with its sign, shares in percentage points; what rounds to zero is +0."""
+        text = self.bound(value, digits)
+        return text if text.strip("-0.") or text == "-" else text.replace("-", "+")
+
+    def bound(self, value: float, digits: int = 1) -> str:
+        """Format an end of a difference's interval: the sign stays, because it says whether 0 is inside."""
         if not self.less_is_better:
             return points(value, digits)
-        return "-" if math.isnan(value) else f"{value:+z.{digits + 2}f}"
+        return "-" if math.isnan(value) else f"{value:+.{digits + 2}f}"
 
     def spread(self, value: float | None, digits: int = 2) -> str:
         """Format a standard deviation in the unit of differences."""

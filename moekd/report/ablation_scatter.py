@@ -27,7 +27,7 @@ def gain_against_agreement(block: Block, metric: Metric) -> list[Drawing]:
     shown = [(arm, found) for arm, found in shown if math.isfinite(arm.means["oracle_weight"])]
     if not shown:
         return []
-    labels = unique_labels([arm for arm, _ in shown], 34)
+    labels = unique_labels([arm for arm, _ in shown], 29)
     names = [labels[arm.name] for arm, _ in shown]
     lines = math.ceil(len(shown) / 2) if len(shown) > DIRECT else 0
     figure, axes = new_figure(4.0 + LINE * lines, 2 if lines else 1, [4.0, LINE * lines] if lines else [1])

@@ -112,7 +112,7 @@ def matrix(ablation: Ablation, split: str) -> PageTable:
 def matrix_cell(found: Difference, metric: Metric) -> Cell:
     """Return a coloured cell: sign and asterisk say the same as the colour."""
     text = metric.difference(found.mean) + ("*" if found.beyond_chance else "")
-    detail = interval_text(found.low, found.high, metric.difference)
+    detail = interval_text(found.low, found.high, metric.bound)
     return Cell(text, found.mean, detail, _mark(text, found, metric))
 
 
@@ -147,7 +147,7 @@ def difference_cell(arm: ArmResult, block: Block, metric: Metric) -> Cell:
         return Cell("-", math.nan)
     found = arm.difference
     text = metric.difference(found.mean, 2) + ("*" if found.beyond_chance else "")
-    detail = interval_text(found.low, found.high, lambda x: metric.difference(x, 2))
+    detail = interval_text(found.low, found.high, lambda x: metric.bound(x, 2))
     return Cell(text, found.mean, detail, _mark(text, found, metric))
 
 

@@ -87,7 +87,7 @@ def decimal(value: float, digits: int = 3) -> str:
 
 def points(value: float, digits: int = 1) -> str:
     """Format a difference of shares in percentage points with its sign; "-" for NaN."""
-    return "-" if math.isnan(value) else f"{100 * value:+z.{digits}f}"
+    return "-" if math.isnan(value) else f"{100 * value:+.{digits}f}"
 
 
 def count(value: float | None) -> str:

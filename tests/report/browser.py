@@ -85,7 +85,9 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.requests, self.messages, self._loaded = [], [], False
-        self.send("Page.navigate", url=path.resolve().as_uri())
+        failure = self.send("Page.navigate", url=path.resolve().as_uri()).get("errorText")
+        if failure:
+            raise RuntimeError(f"{path} can't be opened: {failure}")
         deadline = time.monotonic() + self.patience
         while not self._loaded:
             self._note(self._read(deadline, f"loading {path}"))

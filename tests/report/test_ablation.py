@@ -15,7 +15,7 @@ from statsmodels.stats.multitest import multipletests
 
 from moekd.report import print_ablation, read_ablation_csv, write_ablation_report
 from moekd.report.ablation import summary
-from moekd.report.ablation_blocks import arrange
+from moekd.report.ablation_blocks import Metric, arrange
 from moekd.report.ablation_tables import matrix, result_table, routing_table
 from moekd.report.ablation_text import markdown
 
@@ -117,9 +117,18 @@ def test_a_matrix_says_in_signs_what_it_says_in_colours():
         assert cell.text.startswith("+" if cell.mark.startswith("up") else "-")
         assert cell.text.endswith("*") == cell.mark.endswith("3")
         low, high = (float(end) for end in cell.detail.split(" to "))
-        assert (low <= 0 <= high) == cell.mark.endswith("1") or 0 in (low, high)
+        inside = "-" in cell.detail.split(" to ")[0] and "+" in cell.detail.split(" to ")[1]
+        assert inside == cell.mark.endswith("1"), "the signs of the ends say whether 0 is inside"
+        assert low <= high
     alone = next(row for row in table.rows if row[0].text == "student alone")
     assert alone[-1].value == pytest.approx(sum(cell.value for cell in alone[1:-1]) / 3)
+
+
+def test_signs_of_what_rounds_to_zero():
+    metric = Metric("accuracy")
+    assert (metric.difference(-0.0001), metric.bound(-0.0001), metric.bound(0.0001)) == ("+0.0", "-0.0", "+0.0")
+    assert (metric.difference(-0.02), metric.difference(0.02, 2), metric.difference(math.nan)) == ("-2.0", "+2.00", "-")
+    assert (Metric("loss").difference(-0.0001), Metric("loss").bound(-0.5)) == ("+0.000", "-0.500")
 
 
 def test_less_loss_is_better():

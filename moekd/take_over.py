@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .checkpoint import check_same, find_latest, load_checkpoint
+from .distributed import rank
 from .errors import CheckpointError
 from .program import Program
 from .randomness import restore_random_state
@@ -17,6 +20,9 @@ from .tracking import RunFolder
 logger = logging.getLogger(__name__)
 #: Sections on which every stage depends.
 COMMON = ("data", "student", "teachers", "seed")
+#: Settings of the trainer, and facts of a checkpoint, on which they depend too.
+PRECISION = ("mixed_precision", "deterministic", "device", "threads")
+IDENTITY = ("dataset_fingerprint", "teacher_fingerprints", "world_size")
 
 
 def take_over(program: Program, start: Path, meta: Mapping[str, Any], run: RunFolder | None) -> RunState:
@@ -38,18 +44,16 @@ def take_over(program: Program, start: Path, meta: Mapping[str, Any], run: RunFo
         CheckpointError: no finished run there, or one with other data, models, seed or stages; all differences are
             named.
     """
-    path, _ = find_latest(start / "checkpoints")
-    if path is None:
-        raise CheckpointError(f"no checkpoint to start from in {start}; it has to be the folder of a finished run")
-    state, theirs = load_checkpoint(path)
+    state, theirs = _finished_run(start)
     config, position = theirs["config"], theirs["run"]
     stages = config["stages"]
-    if config.get("baselines") or position["phase"] != 1 or len(stages) >= len(program.config["stages"]):
+    if len(stages) >= len(program.config["stages"]):
+        finished, wanted = ([stage["name"] for stage in c["stages"]] for c in (config, program.config))
         raise CheckpointError(
-            f"{start} can't be started from: expected a finished run without baselines whose stages are the first ones "
-            f"of this config; it has the stages {[stage['name'] for stage in stages]}"
+            f"{start} can't be started from: its stages {finished} have to be the first ones of this config, which has "
+            f"{wanted} and needs at least one more"
         )
-    _check_same(theirs, meta, len(stages))
+    _check_same(theirs, meta, len(stages), start)
     names = {"main"} if config.get("router") else set()
     models = dict(state["models"])
     models["routers"] = {name: value for name, value in models["routers"].items() if name in names}
@@ -58,9 +62,9 @@ def take_over(program: Program, start: Path, meta: Mapping[str, Any], run: RunFo
         models["masks"] = program.pool.masks.state_dict()
     load_modules(program, models)
     restore_random_state(state["random"]["main"])
+    torch.set_rng_state(state["random"]["ranks"][rank()].clone())  # it misreads views
     if run is not None:
-        records = (start / "metrics.jsonl").read_bytes()[: theirs["metrics_position"]]
-        run.metrics.write_bytes(records)
+        run.metrics.write_bytes(_records(start, theirs["metrics_position"]))
         logger.info("took over %d stages of %s", len(stages), start)
     ours = RunState(stage=len(stages), stages_done=len(stages), trained=list(position["trained"]))
     ours.note_student(program, 0, stages[-1]["name"])
@@ -68,22 +72,54 @@ def take_over(program: Program, start: Path, meta: Mapping[str, Any], run: RunFo
     return ours
 
 
-def _check_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], stages: int) -> None:
+def _finished_run(start: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state and the meta data of a run's last checkpoint."""
+    path, skipped = find_latest(start / "checkpoints")
+    damaged = "".join(f"; {bad.name}: {reason}" for bad, reason in skipped)
+    if path is None:
+        raise CheckpointError(
+            f"no checkpoint to start from in {start}; it has to be the folder of a finished run{damaged}"
+        )
+    state, meta = load_checkpoint(path)
+    if meta["config"].get("baselines"):
+        raise CheckpointError(
+            f"{start} can't be started from: it is a run with baselines; make one without them (--no-baselines)"
+        )
+    if meta["run"]["phase"] != 1:
+        done, stages = meta["run"]["stages_done"], len(meta["config"]["stages"])
+        raise CheckpointError(
+            f"{start} can't be started from: it is not finished, {done} of {stages} stages are done; "
+            f"go on with it first{damaged}"
+        )
+    return state, meta
+
+
+def _records(start: Path, position: int) -> bytes:
+    """Return the records of the stages that are taken over."""
+    metrics = start / "metrics.jsonl"
+    records = metrics.read_bytes() if metrics.is_file() else b""
+    if len(records) < position:
+        raise CheckpointError(
+            f"{start} can't be started from: {metrics} has {len(records):,} bytes, its checkpoint expects {position:,}"
+        )
+    return records[:position]
+
+
+def _check_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], stages: int, start: Path) -> None:
     """Compare everything that the finished stages depend on."""
     sections = [*COMMON, *(name for name in ("masks", "router") if theirs["config"].get(name))]
 
     def part(meta: Mapping[str, Any]) -> dict[str, Any]:
         config = {name: meta["config"].get(name) for name in sections}
         config["stages"] = meta["config"]["stages"][:stages]
-        precision = {key: meta["config"]["trainer"].get(key) for key in ("mixed_precision", "deterministic", "device")}
-        return {
-            "config": config | {"trainer": precision},
-            "dataset_fingerprint": meta["dataset_fingerprint"],
-            "teacher_fingerprints": meta["teacher_fingerprints"],
-            "world_size": meta["world_size"],
-        }
+        config["trainer"] = {key: meta["config"]["trainer"].get(key) for key in PRECISION}
+        return {"config": config} | {key: meta[key] for key in IDENTITY}
 
-    check_same(part(theirs), part(ours))
+    try:
+        check_same(part(theirs), part(ours))
+    except CheckpointError as error:
+        differences = [line for line in str(error).splitlines() if line.startswith("  ")]
+        raise CheckpointError("\n".join([f"{start} can't be started from:", *differences])) from error
 
 
 def _check_baselines(program: Program, state: RunState, start: Path) -> None:

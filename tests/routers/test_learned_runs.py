@@ -38,6 +38,19 @@ ROUTERS: dict[str, dict[str, Any]] = {
         "selection": {"kind": "expert_choice", "capacity": 1.0},
         "combine": "loss",
     },
+    "explored": {
+        "gate": "static",
+        "selection": {"kind": "top_k", "explore": {"kind": "linear", "start": 1.0, "end": 0.2}},
+        "balance": ["switch"],
+        "signal": "task",
+    },
+    "tasks": {
+        "gate": {"kind": "task", "tasks": 4, "field": "label", **STATS},
+        "selection": {"kind": "dense", "temperature": {"kind": "exponential", "start": 2.0, "end": 0.5}},
+        "balance": [{"kind": "mutual_information", "running": True, "tasks": 4, "warmup": 1, "weight": 0.1}],
+        "combine": "target",
+        "signal": "aux_only",
+    },
     "tempered": {
         "gate": "linear",
         "selection": {"kind": "dense", "temperature": {"kind": "linear", "start": 3.0, "end": 0.5}},

@@ -33,6 +33,7 @@ from moekd.routers import (
 from moekd.routers.balances import Entropy, Importance, KLToUniform, Load, RoutingContrastive, SwitchBalance, ZLoss
 from moekd.routers.gates import AgreementGate, EntropyGate, LabelConfidenceGate, OracleGate, StaticGate
 from moekd.routers.positions import Rows, by_position, logits_by_row, mean_over_positions, values_by_row
+from moekd.signals import PoolSignals
 from moekd.step import Models, Step
 from moekd.teachers import Teacher, TeacherPool
 
@@ -341,6 +342,29 @@ def test_labels_of_positions_train_the_gate(signal: str) -> None:
     torch.testing.assert_close(loss, expected[signal])
     loss.backward()
     assert gate.layer.weight.grad.abs().sum() > 0
+
+
+def test_a_gate_finds_the_specialist_of_every_pixel() -> None:
+    """The first teacher is right where the image is positive, the second elsewhere; the image tells the gate."""
+    rng = torch.Generator().manual_seed(0)
+    image = torch.randn(16, 1, 8, 8, generator=rng)
+    label = torch.randint(0, CLASSES, (16, 8, 8), generator=rng)
+    right = nn.functional.one_hot(label, CLASSES).movedim(-1, 1) * 4.0
+    wrong = nn.functional.one_hot((label + 1) % CLASSES, CLASSES).movedim(-1, 1) * 4.0
+    said = torch.stack([right.where(image > 0, wrong), wrong.where(image > 0, right)], dim=1)
+    gate = LinearGate(CLASSES, 2, "input_feature", "image", 1, granularity="pixel")
+    optimizer = torch.optim.Adam(gate.parameters(), lr=0.1)
+    for _ in range(60):
+        step = step_of(
+            "pixel", Router(gate, Dense(), combine="target", signal="task"), {"image": image, "label": label}
+        )
+        step.__dict__["teachers"] = step.__dict__["expert_signals"] = PoolSignals.from_logits(["t0", "t1"], said)
+        step.models.router.experts = ["t0", "t1"]
+        optimizer.zero_grad()
+        step.routing.losses["router_task"].backward()
+        optimizer.step()
+    chosen = gate(step).argmax(1).view(16, 8, 8)
+    assert ((chosen == 0) == (image[:, 0] > 0)).double().mean() > 0.95
 
 
 def test_every_teacher_has_to_run() -> None:

@@ -64,6 +64,7 @@ LAYERS = {
     "moekd.predict": 12,
     "moekd.evaluate_run": 12,
     "moekd.listing": 12,
+    "moekd.ablation": 13,
     "moekd.benchmarks": 13,
     "moekd.cli": 14,
     "moekd.__main__": 15,

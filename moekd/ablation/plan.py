@@ -75,8 +75,9 @@ def make_plan(ablation: Ablation) -> Plan:
                 else:
                     for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
                         problems.setdefault(line, []).append(f"{setting}, {arm.name}" if setting else arm.name)
-    if not problems and not needs:
-        problems = {reason: [arm] for (_, arm), reason in inapplicable.items()}
+    if not needs and not problems:
+        for (setting, name), reason in inapplicable.items():
+            problems.setdefault(reason, []).append(f"{setting}, {name}" if setting else name)
     if problems:
         count = len(ablation.settings) * len(arms)
         raise ConfigError([f"{_cells(names, count)}: {line}" for line, names in problems.items()])

@@ -94,13 +94,16 @@ class Ablation:
     metric: str
 
 
-def load_ablation(path_or_name: str | Path, overrides: Sequence[str] = (), seeds: int | None = None) -> Ablation:
+def load_ablation(
+    path_or_name: str | Path, overrides: Sequence[str] = (), seeds: int | None = None, base: str | None = None
+) -> Ablation:
     """Read an ablation file or a shipped ablation.
 
     Args:
         path_or_name: a YAML file, or the name of a shipped ablation ("ablations/routers", or "routers").
         overrides: "key=value" changes of every arm's config; what a setting or arm itself changes goes first.
         seeds: number of seeds instead of the file's; of a list of seeds the first ones.
+        base: another base than the file's: the name of a shipped config, or a file. It becomes part of the name.
 
     Raises:
         ConfigError: every mistake of the file.
@@ -108,7 +111,8 @@ def load_ablation(path_or_name: str | Path, overrides: Sequence[str] = (), seeds
     raw, source = _read(str(path_or_name))
     config = parse_section(AblationConfig, raw, source)
     problems: list[str] = []
-    base, base_source = _base(config, source, overrides, problems)
+    raw_base, base_source = _base(config, source, base, overrides, problems)
+    suffix = "" if base is None else f"-{Path(base).stem}"
     grid = _grid(config.grid)
     arms = [Arm(name, changes) for name, changes in config.arms.items()]
     arms += [arm for arm in grid if arm.name not in config.without]
@@ -118,9 +122,9 @@ def load_ablation(path_or_name: str | Path, overrides: Sequence[str] = (), seeds
     if problems:
         raise ConfigError(problems)
     return Ablation(
-        name=Path(source).stem,
-        title=config.title or Path(source).stem,
-        base=base,
+        name=Path(source).stem + suffix,
+        title=(config.title or Path(source).stem) + ("" if base is None else f", {Path(base).stem}"),
+        base=raw_base,
         source=base_source,
         settings=config.settings or {"": {}},
         arms=tuple(arms),
@@ -144,15 +148,16 @@ def _read(path_or_name: str) -> tuple[dict[str, Any], str]:
 
 
 def _base(
-    config: AblationConfig, source: str, overrides: Sequence[str], problems: list[str]
+    config: AblationConfig, source: str, other: str | None, overrides: Sequence[str], problems: list[str]
 ) -> tuple[dict[str, Any], str]:
     """Return the base config with the common changes and the overrides, and where it came from."""
     is_file = config.base.lower().endswith((".yaml", ".yml"))
     beside = shipped_configs().get(source, Path(source)).parent / config.base
+    chosen = other or (str(beside) if is_file else config.base)
     try:
-        raw, base_source = load_config(str(beside) if is_file else config.base)
+        raw, base_source = load_config(chosen)
         if "stages" not in raw:
-            raise ConfigError(f"'{config.base}' is no config that can be run: it has no stages")
+            raise ConfigError(f"'{chosen}' is no config that can be run: it has no stages")
     except ConfigError as error:
         problems += [f"{source}: base: {line}" for line in error.problems]
         return {}, ""

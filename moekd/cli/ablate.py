@@ -26,6 +26,10 @@ AblationArgument = Annotated[
 def ablate(
     config: AblationArgument,
     overrides: OverridesArgument = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Another base config than the file's: a shipped one or a file.", show_default=False),
+    ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, default the file's.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; each uses one thread.")] = 1,
     shard: Annotated[
@@ -56,7 +60,7 @@ def ablate(
 
     part = parse_shard(shard) if shard else None
     check_backend(backend)
-    ablation = load_ablation(config, overrides or (), seeds)
+    ablation = load_ablation(config, overrides or (), seeds, base)
     folder = runs / ablation.name
     try:
         if dry_run:
@@ -67,7 +71,14 @@ def ablate(
             return
         failed = False
         if not report_only:
-            words = ["moekd", "ablate", config, *(overrides or ()), *(["--seeds", str(seeds)] if seeds else [])]
+            words = [
+                "moekd",
+                "ablate",
+                config,
+                *(overrides or ()),
+                *(["--base", base] if base else []),
+                *(["--seeds", str(seeds)] if seeds else []),
+            ]
             failed = _run(ablation, jobs, part, backend, runs, shlex.join(words), quiet)
         for file in ablation_report(folder, output).values():
             typer.echo(file)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from moekd.ablation import Ablation, load_ablation
+from moekd.ablation import Ablation, Plan, load_ablation
 from moekd.ablation.events import Job, Outcome, begin_log
 from moekd.ablation.run import run_job
 from moekd.ablation.worker import perform
@@ -102,3 +102,9 @@ def results_of(folder: Path, key: str) -> dict[str, Any]:
 def lasting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return rows without what another run of the same would not repeat."""
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def job_named(plan: Plan, arm: str, seed: int = 0, setting: str = "") -> dict[str, Any]:
+    """Return the run of an arm."""
+    place = (setting, arm, seed)
+    return next(job for job in plan.jobs if (job["setting"], job["arm"], job["seed"]) == place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .config import describe, load_config, load_rooms, shipped_configs
+from .config import describe, load_config, load_rooms, shipped_ablations, shipped_configs
 from .errors import UnknownNameError, did_you_mean
 
 #: Words that people use for groups of components.
@@ -22,14 +22,17 @@ def listing(what: str = "") -> list[tuple[str, str]]:
     groups = sorted(load_rooms())
     if not what:
         rows = [(group, ", ".join(name for name, _ in describe(group))) for group in groups]
-        return [("configs", ", ".join(shipped_configs())), ("methods", ", ".join(n for n, _ in methods())), *rows]
+        shipped = [("configs", ", ".join(shipped_configs())), ("ablations", ", ".join(shipped_ablations()))]
+        return [*shipped, ("methods", ", ".join(n for n, _ in methods())), *rows]
     if what == "configs":
         return [(name, str(_read(name).get("title", ""))) for name in shipped_configs()]
+    if what == "ablations":
+        return [(name, str(_read(f"ablations/{name}").get("title", ""))) for name in shipped_ablations()]
     if what == "methods":
         return methods()
     group = ALIASES.get(what, what)
     if group not in groups:
-        known = ["configs", "methods", *groups, *ALIASES]
+        known = ["configs", "ablations", "methods", *groups, *ALIASES]
         raise UnknownNameError(f"nothing to list under '{what}'{did_you_mean(what, known)}; known: {', '.join(known)}")
     return describe(group)
 

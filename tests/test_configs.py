@@ -11,15 +11,18 @@ import pytest
 import torch
 
 import moekd
+from moekd.ablation import load_ablation, make_plan
 from moekd.check import check
 from moekd.config import load_config, parse_recipe, recipe_dict, shipped_configs
 from moekd.recipe import Recipe
+from moekd.routers.gates import GATES, Gate
 
 SHIPPED = shipped_configs()
 #: What makes a data set small, and the marker of the tests that need files which are not shipped.
 SMALL = {
     "emoji": ["data.max_train=48", "data.batch_size=24", "evaluation.splits=[test]"],
     "avmnist": ["data.train=16", "data.val=8", "data.test=8", "data.batch_size=8"],
+    "mfeat": ["data.batch_size=256"],
 }
 
 
@@ -33,7 +36,7 @@ def stage_overrides(raw: Mapping[str, Any]) -> list[str]:
 
 def configs() -> list[Any]:
     """Return the names of the shipped configs; those that need the data packs are marked."""
-    needy = {name for name in SHIPPED if load_config(name)[0]["data"]["kind"] == "avmnist"}
+    needy = {name for name in SHIPPED if load_config(name)[0]["data"]["kind"] in ("avmnist", "mfeat")}
     return [pytest.param(name, marks=[pytest.mark.data] if name in needy else []) for name in SHIPPED]
 
 
@@ -46,14 +49,25 @@ def avmnist(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     return prepare("avmnist", source, Path(tmp_path_factory.mktemp("prepared")) / "avmnist", progress=False)
 
 
+@pytest.fixture(scope="module")
+def mfeat(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Return the prepared mfeat data."""
+    from moekd.data import prepare
+
+    source = request.getfixturevalue("data_root") / "mfeat_6views"
+    return prepare("mfeat", source, Path(tmp_path_factory.mktemp("prepared")) / "mfeat", progress=False)
+
+
 def small(name: str, request: pytest.FixtureRequest) -> Recipe:
     """Return a shipped config on little data, with small masks and one epoch a stage."""
     raw, _ = load_config(name)
     overrides = [*SMALL[raw["data"]["kind"]], *stage_overrides(raw), "trainer.threads=1", "trainer.device=cpu"]
     if "masks" in raw:
         overrides += ["masks.hidden_factor=64", "masks.heads=1"]
-    if raw["data"]["kind"] == "avmnist":
-        overrides.append(f"data.root={request.getfixturevalue('avmnist')}")
+    if raw["data"]["kind"] in ("avmnist", "mfeat"):
+        overrides.append(f"data.root={request.getfixturevalue(raw['data']['kind'])}")
+    if "labels" in raw["data"]:
+        overrides.append("data.labels=12")
     return Recipe.load(name, overrides)
 
 
@@ -75,7 +89,8 @@ def test_it_parses_to_itself(name: str) -> None:
 def test_it_passes_the_dry_run(name: str, request: pytest.FixtureRequest) -> None:
     report = check(small(name, request), rows=32)
     config, _ = load_config(name)
-    assert len(report.stages) == len(stage_overrides(config))
+    switched_off = sum(not stage.get("enabled", True) for stage in config["stages"])
+    assert len(report.stages) == len(stage_overrides(config)) - switched_off
     assert all(row["losses"] and row["trainable"] for row in report.stages)
     assert report.models[0]["name"] == "student"
 
@@ -103,3 +118,51 @@ def test_it_trains_end_to_end(name: str, request: pytest.FixtureRequest, tmp_pat
     document = json.loads((run.student / "config.json").read_text())
     inputs = [torch.zeros(2, *document["fields"][field]["shape"]) for field in document["inputs"]]
     assert moekd.load_student(run.path)(*inputs).shape == (2, len(results["class_names"]))
+
+
+@pytest.mark.parametrize("name", ["topk", "balance", "signals", "teachers", "masks", "stages", "regimes_emoji"])
+def test_every_arm_of_the_shipped_ablations_passes_the_dry_run(name: str) -> None:
+    small = ["data.max_train=48", "data.batch_size=24", "data.labels=12"]
+    ablation = load_ablation(name, small, seeds=1)
+    plan = make_plan(ablation)
+    arms = [job["arm"] for job in plan.jobs if job["arm"] is not None]
+    assert len(arms) == len(ablation.settings) * len(ablation.arms)
+    assert ablation.baseline in arms
+    assert plan.inapplicable == {}
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["regimes_avmnist", "regimes_mfeat"])
+def test_ablations_on_the_data_packs(name: str, request: pytest.FixtureRequest) -> None:
+    kind = name.partition("_")[2]
+    root = f"data.root={request.getfixturevalue(kind)}"
+    plan = make_plan(
+        load_ablation(name, [*SMALL[kind], root, "data.labels=12"] if kind == "avmnist" else [root], seeds=1)
+    )
+    assert plan.inapplicable == {}
+
+
+def test_a_new_gate_is_an_arm_of_the_ablation_of_all_routers() -> None:
+    """One class and one registry line are enough."""
+
+    @GATES.register("first_teacher_only")
+    class FirstTeacherOnly(Gate):
+        """The first teacher, always."""
+
+        gives_weights = True
+
+        def forward(self, step: Any) -> torch.Tensor:
+            """Return the logarithms of the weights."""
+            scores = torch.full((len(step.batch["id"]), len(step.experts)), -1e9)
+            scores[:, 0] = 0
+            return scores
+
+    try:
+        plan = make_plan(
+            load_ablation("routers", ["data.max_train=48", "data.batch_size=24", "data.labels=12"], seeds=1)
+        )
+    finally:
+        del GATES._members["first_teacher_only"]
+    arms = {job["arm"] for job in plan.jobs}
+    assert {"first_teacher_only", "uniform", "oracle", "hash", "instance", "student alone"} <= arms
+    assert {arm for _, arm in plan.inapplicable} == {"dense_instance", "modality", "task"}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, MinLen
 
-from ..config import Section, apply_changes, apply_overrides, load_config, parse_section, shipped_configs
+from ..config import Section, apply_changes, apply_overrides, load_config, parse_section, shipped_ablations
 from ..errors import ConfigError, did_you_mean
 
 Changes = dict[Annotated[str, MinLen(1)], Any]
@@ -140,7 +140,7 @@ def _read(path_or_name: str) -> tuple[dict[str, Any], str]:
     """Read a file, or the shipped ablation of that name."""
     if "/" in path_or_name or path_or_name.lower().endswith((".yaml", ".yml")):
         return load_config(path_or_name)
-    shipped = [name.partition("/")[2] for name in shipped_configs() if name.startswith("ablations/")]
+    shipped = list(shipped_ablations())
     if path_or_name not in shipped and not Path(path_or_name).is_file():
         hint = did_you_mean(path_or_name, shipped) or f"; shipped ablations: {', '.join(shipped) or 'none'}"
         raise ConfigError(f"no shipped ablation '{path_or_name}'{hint} (the name of a file ends with .yaml)")
@@ -152,7 +152,7 @@ def _base(
 ) -> tuple[dict[str, Any], str]:
     """Return the base config with the common changes and the overrides, and where it came from."""
     is_file = config.base.lower().endswith((".yaml", ".yml"))
-    beside = shipped_configs().get(source, Path(source)).parent / config.base
+    beside = shipped_ablations().get(source.removeprefix("ablations/"), Path(source)).parent / config.base
     chosen = other or (str(beside) if is_file else config.base)
     try:
         raw, base_source = load_config(chosen)

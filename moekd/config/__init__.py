@@ -5,7 +5,7 @@ reports every mistake at once, and `build` makes the objects that its `Spec`s de
 """
 
 from .component import build, resolved, validate_component
-from .load import load_config, shipped_configs
+from .load import load_config, shipped_ablations, shipped_configs
 from .overrides import apply_changes, apply_overrides
 from .parse import parse_recipe, parse_section, recipe_dict
 from .reference import describe, reference_markdown
@@ -60,6 +60,7 @@ __all__ = [
     "recipe_dict",
     "reference_markdown",
     "resolved",
+    "shipped_ablations",
     "shipped_configs",
     "to_yaml",
     "validate_component",

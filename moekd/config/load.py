@@ -13,6 +13,8 @@ from .spec import shorten
 from .yaml_file import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
+#: Folder of the shipped ablations, which compare runs and are no runs themselves.
+ABLATIONS = "ablations/"
 
 
 def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
@@ -36,10 +38,19 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> tuple[dict[
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Return the shipped configs by name; files with a leading underscore are parts of others."""
+    """Return the shipped configs of runs by name; files with a leading underscore are parts of others."""
+    return {name: path for name, path in _shipped().items() if not name.startswith(ABLATIONS)}
+
+
+def _shipped() -> dict[str, Path]:
     folder = _shipped_folder()
     found = sorted(path for path in folder.rglob("*.yaml") if not path.name.startswith("_"))
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+
+
+def shipped_ablations() -> dict[str, Path]:
+    """Return the shipped ablations by their short name (`moekd ablate NAME`)."""
+    return {name.removeprefix(ABLATIONS): path for name, path in _shipped().items() if name.startswith(ABLATIONS)}
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,7 +73,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _find(path_or_name: str) -> tuple[Path, str]:
-    shipped = shipped_configs()
+    shipped = _shipped()
     path = Path(path_or_name)
     named = shipped.get(path_or_name)
     if path.suffix.lower() not in SUFFIXES and named is not None:
@@ -96,7 +107,7 @@ def _merged(path: Path, label: str, folder: Path, chain: list[Path]) -> dict[str
 
 def _base(path: Path, value: str, label: str, folder: Path) -> tuple[Path, Path]:
     """Return the file that `extends` means and the folder that it may not leave."""
-    shipped = shipped_configs()
+    shipped = _shipped()
     if not value.lower().endswith(SUFFIXES):
         if value in shipped:
             return shipped[value].resolve(), _shipped_folder()

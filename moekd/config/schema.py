@@ -209,7 +209,7 @@ class StageConfig(Section):
         cache: where the signals of frozen teachers are kept.
         split: what the stage trains on: `train`; `labelled`, the rows of it that have a label; or `val`, so that a
             router is fitted on held-out labels. Never a test split.
-        enabled: false leaves the stage out, so that a config that extends this one, or an arm of an ablation, can switch
+        enabled: false leaves the stage out, so that a config that extends this one or an arm of an ablation can switch
             it on.
     """
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from moekd.ablation import load_ablation
-from moekd.config import shipped_configs
+from moekd.config import shipped_ablations
 from moekd.errors import ConfigError
 
 from .small import BASE, QUICK, write_ablation
@@ -153,7 +153,7 @@ def test_a_base_that_is_none(tmp_path: Path) -> None:
 def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file.*did you mean"):
         load_ablation(write_ablation(tmp_path, {"one": {}}, QUICK).with_name("smal.yaml"))
-    shipped = [name.partition("/")[2] for name in shipped_configs() if name.startswith("ablations/")]
+    shipped = list(shipped_ablations())
     with pytest.raises(ConfigError, match="no shipped ablation 'rooters'") as caught:
         load_ablation("rooters")
     assert "the name of a file ends with .yaml" in str(caught.value)

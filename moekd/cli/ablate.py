@@ -30,6 +30,9 @@ def ablate(
         str | None,
         typer.Option(help="Another base config than the file's: a shipped one or a file.", show_default=False),
     ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Arm that the report compares with, default the file's.", show_default=False)
+    ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, default the file's.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; each uses one thread.")] = 1,
     shard: Annotated[
@@ -80,7 +83,7 @@ def ablate(
                 *(["--seeds", str(seeds)] if seeds else []),
             ]
             failed = _run(ablation, jobs, part, backend, runs, shlex.join(words), quiet)
-        for file in ablation_report(folder, output).values():
+        for file in ablation_report(folder, output, baseline).values():
             typer.echo(file)
     except KeyboardInterrupt:
         typer.echo("interrupted; continue with the same command", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,10 +13,12 @@ from typing import Any
 from ..checkpoint import rotate
 from ..config import RecipeConfig, Spec, build, parse_recipe
 from ..data import DATASETS, Dataset
+from ..errors import DataError
 from ..program import Program
 from ..recipe import Recipe
 from ..tracking import RunFolder
 from ..trainer import Trainer
+from .events import GRACE
 
 #: Folder of the teachers' logits that all runs of an ablation share.
 STORE = "cache"
@@ -33,13 +36,29 @@ def run_job(job: Mapping[str, Any], folder: Path) -> None:
     Raises:
         MoekdError: whatever stops a run.
     """
-    program = build_program(parse_recipe(job["config"], job["key"]), job["key"])
     run = RunFolder(folder, job["key"], resume=True)
+    _wait_for_lock(run)
+    if finished(job, folder):
+        return
+    program = build_program(parse_recipe(job["config"], job["key"]), job["key"])
     trainer = Trainer(program, run, quiet=True, store=folder / STORE)
     resume = "auto" if any(run.checkpoints.iterdir()) else None
     start = None if job["start"] is None else folder / job["start"]
     trainer.fit(resume, allow=COSMETIC, start=start)
     rotate(run.checkpoints, keep=1)
+
+
+def _wait_for_lock(run: RunFolder) -> None:
+    """Wait a while for a process that still saves the run, since the call that started it was killed."""
+    end = time.monotonic() + GRACE
+    while True:
+        try:
+            run.lock().acquire().release()
+            return
+        except DataError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
 
 
 def finished(job: Mapping[str, Any], folder: Path) -> bool:

@@ -112,6 +112,8 @@ def _parsed(ablation: Ablation, setting: str, arm: Arm, seed: int) -> RecipeConf
 def _all_arms(ablation: Ablation) -> list[Arm]:
     """Return the arms of the file and those of `every`."""
     if ablation.every != "routers":
+        if ablation.baseline is not None and ablation.baseline not in _names(ablation.arms):
+            raise ConfigError(f"{ablation.name}: baseline: {no_arm(ablation.baseline, _names(ablation.arms))}")
         return list(ablation.arms)
     family = _family(ablation)
     taken = {arm.name for arm in ablation.arms} | set(ablation.without)

@@ -124,7 +124,7 @@ def _done(place: dict[str, Any], job: Mapping[str, Any], folder: Path) -> list[d
     common = {
         "status": "done",
         "reason": "",
-        "routing": results["routing"],
+        "routing": results["routing"] if any(record["type"] == "routing" for record in records) else None,
         "class_names": results["class_names"],
         "history": _history(records, shared),
     }

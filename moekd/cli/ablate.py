@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -64,6 +65,8 @@ def ablate(
     part = parse_shard(shard) if shard else None
     check_backend(backend)
     ablation = load_ablation(config, overrides or (), seeds, base)
+    if baseline is not None:
+        ablation = replace(ablation, baseline=baseline)
     folder = runs / ablation.name
     try:
         if dry_run:
@@ -80,6 +83,7 @@ def ablate(
                 config,
                 *(overrides or ()),
                 *(["--base", base] if base else []),
+                *(["--baseline", baseline] if baseline else []),
                 *(["--seeds", str(seeds)] if seeds else []),
             ]
             failed = _run(ablation, jobs, part, backend, runs, shlex.join(words), quiet)

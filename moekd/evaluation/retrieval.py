@@ -1,0 +1,99 @@
+"""Retrieval between images and texts.
+
+Shapes: N images, M texts, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import DataError
+
+
+def retrieval(
+    image_ND: Tensor,
+    text_MD: Tensor,
+    image_of_text_M: Tensor | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    chunk: int = 1024,
+) -> dict[str, float]:
+    """Return recall at k and the median rank, from images to texts and from texts to images, by cosine.
+
+    The rank of a query is that of its best match: an image may have several texts, of which one has to be found. Ties
+    count against the model: a wrong candidate with the same score (to a few roundings) stands before the right one, so
+    that a model which gives one embedding to everything finds nothing.
+
+    Args:
+        image_ND: embeddings of all images, not normalised.
+        text_MD: embeddings of all texts.
+        image_of_text_M: index of the image that each text belongs to; None: text i belongs to image i.
+        ks: the k of recall at k.
+        chunk: queries that are compared at a time; memory is `chunk * max(N, M)` numbers.
+
+    Returns:
+        `image_to_text_r1`, ..., `text_to_image_r1`, ... in [0, 1], `image_to_text_median_rank` and
+        `text_to_image_median_rank` (1 is best; the lower of two middle ranks). Images without a text are candidates, no
+        queries.
+
+    Raises:
+        DataError: shapes that do not fit, an index that is no image, or embeddings that are not finite.
+    """
+    owner_M = torch.arange(len(text_MD), device=text_MD.device) if image_of_text_M is None else image_of_text_M
+    _check(image_ND, text_MD, owner_M, ks, chunk)
+    image_ND, text_MD = (F.normalize(x.detach().float(), dim=1, eps=1e-6) for x in (image_ND, text_MD))
+    owner_M = owner_M.to(image_ND.device).long()
+    own_N = torch.arange(len(image_ND), device=image_ND.device)
+    ranks = {
+        "image_to_text": match_ranks(image_ND, text_MD, own_N, owner_M, chunk),
+        "text_to_image": match_ranks(text_MD, image_ND, owner_M, own_N, chunk),
+    }
+    found: dict[str, float] = {}
+    for direction, rank in ranks.items():
+        rank = rank[rank > 0]
+        found |= {f"{direction}_r{k}": (rank <= k).double().mean().item() for k in ks}
+        found[f"{direction}_median_rank"] = float(rank.median())
+    return found
+
+
+def match_ranks(query_QD: Tensor, candidate_CD: Tensor, query_group_Q: Tensor, group_C: Tensor, chunk: int) -> Tensor:
+    """Return the rank, from 1, of each query's best match among the candidates; 0 for queries without a match.
+
+    Args:
+        query_QD, candidate_CD: embeddings of length 1.
+        query_group_Q, group_C: a candidate matches a query of the same number.
+        chunk: queries that are compared at a time.
+    """
+    tolerance, parts = 8 * torch.finfo(query_QD.dtype).eps, []
+    for rows, groups in zip(query_QD.split(chunk), query_group_Q.split(chunk), strict=True):
+        scores = rows @ candidate_CD.T
+        matches = groups[:, None] == group_C
+        best = scores.masked_fill(~matches, -torch.inf).amax(dim=1, keepdim=True)
+        before = ((scores >= best - tolerance) & ~matches).sum(dim=1)
+        parts.append(torch.where(matches.any(dim=1), before + 1, 0))
+    return torch.cat(parts)
+
+
+def _check(image_ND: Tensor, text_MD: Tensor, owner_M: Tensor, ks: Sequence[int], chunk: int) -> None:
+    shapes = f"images {tuple(image_ND.shape)}, texts {tuple(text_MD.shape)}"
+    if image_ND.dim() != 2 or text_MD.dim() != 2 or image_ND.shape[1] != text_MD.shape[1]:
+        raise DataError(f"retrieval needs embeddings [N, D] and [M, D] of the same width; found {shapes}")
+    if not len(image_ND) or not len(text_MD):
+        raise DataError(f"retrieval needs at least one image and one text; found {shapes}")
+    if owner_M.shape != (len(text_MD),) or owner_M.is_floating_point():
+        raise DataError(
+            f"image_of_text needs one image index for each of {len(text_MD)} texts; found {tuple(owner_M.shape)} "
+            f"of {owner_M.dtype}"
+        )
+    if int(owner_M.min()) < 0 or int(owner_M.max()) >= len(image_ND):
+        raise DataError(
+            f"image_of_text holds indices {int(owner_M.min())} to {int(owner_M.max())}, but there are {len(image_ND)} "
+            "images; give image_of_text where texts are not in the order of the images"
+        )
+    if not (image_ND.isfinite().all() and text_MD.isfinite().all()):
+        raise DataError("retrieval: some embeddings are not finite")
+    if chunk < 1 or not ks or min(ks) < 1:
+        raise DataError(f"retrieval needs chunk >= 1 and ks >= 1; found chunk {chunk}, ks {list(ks)}")

@@ -1,7 +1,18 @@
 """Teachers, their masked variants and the pool that runs them."""
 
 from .masks import MASKS, FeatureAttentionMask, Mask
+from .normalize import Normalisation, TargetNorm
 from .pool import Stacking, TeacherPool, Variant
 from .teacher import Teacher
 
-__all__ = ["MASKS", "FeatureAttentionMask", "Mask", "Stacking", "Teacher", "TeacherPool", "Variant"]
+__all__ = [
+    "MASKS",
+    "FeatureAttentionMask",
+    "Mask",
+    "Normalisation",
+    "Stacking",
+    "TargetNorm",
+    "Teacher",
+    "TeacherPool",
+    "Variant",
+]

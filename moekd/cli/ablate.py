@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 INTERRUPTED, LONGEST = 130, 8
 
 AblationArgument = Annotated[
-    str, typer.Argument(help="Path of an ablation file, or name of a shipped ablation: `routers`.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="ABLATION",
+        help="Path of an ablation file, or name of a shipped ablation: `routers`.",
+        show_default=False,
+    ),
 ]
 
 

@@ -118,3 +118,31 @@ def gather_rows(values_BD: Tensor) -> tuple[Tensor, int]:
     dist.all_gather(parts, padded)
     rows = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
     return rows, sum(sizes[: rank()])
+
+
+def gather_with_gradients(values_BD: Tensor) -> tuple[Tensor, int]:
+    """Return what `gather_rows` does, with gradients: those of every process reach the rows they belong to.
+
+    The processes may hold different numbers of rows; all have to call this, and all have to go backward through it.
+
+    Shape:
+        values_BD: `[B, D]` in this process; result: `[N, D]` of all processes, and the index of the first own row.
+    """
+    if world_size() == 1:
+        return values_BD, 0
+    rows, first = _GatherRows.apply(values_BD)
+    return rows, int(first)
+
+
+class _GatherRows(torch.autograd.Function):
+    """The rows of all processes; backward adds up the gradients of all processes and keeps the own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, values_BD: Tensor) -> tuple[Tensor, int]:
+        rows, first = gather_rows(values_BD.detach().contiguous())
+        ctx.own = slice(first, first + values_BD.shape[0])
+        return rows, first
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        return sum_over_processes(gradients[0].clone(memory_format=torch.contiguous_format))[ctx.own]

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from moekd.distributed import average_buffers, batch_mean, masked_mean, rank, sum_over_processes, world_size
+from moekd.distributed import (
+    average_buffers,
+    batch_mean,
+    gather_with_gradients,
+    masked_mean,
+    rank,
+    sum_over_processes,
+    world_size,
+)
 from moekd.routers import coefficient_of_variation, kl_to_uniform
 
 #: Rows of the first process, and which rows of the whole batch count: evenly, on one side only, nowhere.
@@ -39,11 +47,20 @@ class Losses(nn.Module):
                 parameter.copy_(torch.randn(parameter.shape, generator=rng))
 
     def forward(self, x_BD: Tensor, mask_B: Tensor) -> Tensor:
-        """Return the masked mean, the plain mean and two losses of the batch mean, `[4]`."""
+        """Return the masked mean, the plain mean, two losses of the batch mean and one of all pairs of rows, `[5]`."""
         scores = self.linear(x_BD)
         probs, row_B = scores.softmax(1), scores.square().sum(1)
+        everyone, first = gather_with_gradients(scores)
+        own = torch.arange(first, first + len(scores))
+        pairs_B = nn.functional.cross_entropy(scores @ everyone.T, own, reduction="none")
         return torch.stack(
-            [masked_mean(row_B, mask_B), masked_mean(row_B), kl_to_uniform(probs), coefficient_of_variation(probs)]
+            [
+                masked_mean(row_B, mask_B),
+                masked_mean(row_B),
+                kl_to_uniform(probs),
+                coefficient_of_variation(probs),
+                masked_mean(pairs_B),
+            ]
         )
 
 
@@ -55,7 +72,7 @@ def data(case: str) -> tuple[Tensor, Tensor]:
 def results(module: nn.Module, x_BD: Tensor, mask_B: Tensor) -> dict[str, np.ndarray]:
     """Return each loss and its gradients."""
     found = {}
-    for index in range(4):
+    for index in range(5):
         module.zero_grad()
         losses = module(x_BD, mask_B)
         losses[index].backward()
@@ -129,6 +146,8 @@ def test_one_process_needs_no_group() -> None:
     assert (rank(), world_size()) == (0, 1)
     values = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
     assert torch.equal(batch_mean(values), torch.tensor([2.0, 4.0]))
+    gathered, first = gather_with_gradients(values)
+    assert (gathered is values, first) == (True, 0)
     assert masked_mean(torch.tensor([1.0, 5.0]), torch.tensor([False, True])) == 5.0
     assert torch.equal(sum_over_processes(torch.tensor([2.0])), torch.tensor([2.0]))
     norm = nn.BatchNorm1d(2)

@@ -97,10 +97,14 @@ def build_router(
     )
 
 
-def router_shapes(student: Model, sample: Batch) -> Shapes:
-    """Return the sizes of everything that a gate can read before teachers run."""
+def shapes_of(student: Model, pool: TeacherPool, sample: Batch) -> Shapes:
+    """Return the sizes of the batch's fields and of all taps, from which gates and objectives size their weights."""
     fields = {name: tuple(value.shape[1:]) for name, value in sample.items() if isinstance(value, Tensor)}
-    return Shapes(fields, {tap: shape[1:] for tap, shape in tap_shapes(student, sample).items()})
+    models = {"": student, **{name: pool.teacher(name) for name in pool.names}}
+    taps = {
+        name: {tap: shape[1:] for tap, shape in tap_shapes(model, sample).items()} for name, model in models.items()
+    }
+    return Shapes(fields, taps.pop(""), taps)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .assembly import build_masks, build_model, build_pool, build_router, probe, router_shapes
+from .assembly import build_masks, build_model, build_pool, build_router, probe, shapes_of
 from .config import (
     OPTIMIZERS,
     RecipeConfig,
@@ -99,7 +99,7 @@ class Recipe:
             probe(pool.teacher(name), f"teachers.{name}", sample, data.num_classes, dataset)
         if config.masks is not None:
             build_masks(config.masks.spec, pool, sample, seed)
-        shapes = router_shapes(student, sample)
+        shapes = shapes_of(student, pool, sample)
         title = config.title or "student"
         main = self._phase("main", title, config.stages, config.router, student, pool, data, shapes)
         phases = [replace(main, stacking=stacking)]
@@ -155,18 +155,19 @@ class Recipe:
         shapes: Shapes,
     ) -> Phase:
         where = "" if name == "main" else f"baselines.{name}."
-        built = [self._stage(stage, f"{where}stages.{stage.name}", data.num_classes) for stage in stages]
+        built = [self._stage(stage, f"{where}stages.{stage.name}", data, shapes) for stage in stages]
         uses_router = any(w.objective.routable for stage in built for w in stage.settings.objectives)
         wanted = router if name == "main" or uses_router else None
         with seeded(self.config.seed, f"router/{name}"):
             chosen = build_router(wanted, pool, data.num_classes, f"{where}router", shapes) if wanted else None
         return Phase(name, title, student, chosen, built)
 
-    def _stage(self, config: StageConfig, where: str, num_classes: int) -> Stage:
+    def _stage(self, config: StageConfig, where: str, data: RunData, shapes: Shapes) -> Stage:
+        context = {"num_classes": data.num_classes, "shapes": shapes, "train_split": data.splits.get(config.split)}
         with seeded(self.config.seed, where):
             objectives = [
                 WeightedObjective(
-                    build(o.spec, OBJECTIVES, where=f"{where}.objectives[{i}]", num_classes=num_classes),
+                    build(o.spec, OBJECTIVES, where=f"{where}.objectives[{i}]", **context),
                     o.name,
                     build(o.weight, SCHEDULES, where=f"{where}.objectives[{i}].weight")
                     if isinstance(o.weight, Spec)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from ..distributed import masked_mean
@@ -54,16 +55,50 @@ class Objective(nn.Module):
 
 
 class PairwiseObjective(Objective):
-    """An objective between one student and one teacher; it can be used alone, averaged over teachers, or routed."""
+    """An objective between one student and one teacher; it can be used alone, averaged over teachers, or routed.
 
+    Used alone it takes the teacher or variant called `teacher`, or the mean of the losses over all variants, each with
+    the same weight. Teachers get no gradient.
+    """
+
+    #: Name in the log.
+    name = "pairwise"
+    #: The one teacher or variant that is read; None: all.
+    teacher: str | None = None
     #: True when `pair` reads nothing but logits, so that stacked (cached, gathered) logits are enough.
     logits_only = True
+    #: True when the loss of an instance depends on the other instances of the batch: it is then always computed on the
+    #: whole batch and never on the rows alone that a teacher got.
+    compares_rows = False
     #: Softmax temperature at which teachers' probabilities are mixed for a router that mixes targets.
     temperature: float = 1.0
+
+    def forward(self, step: Step) -> Mapping[str, Loss]:
+        """Return the mean over the teachers under the objective's name, `{name: [B]}`."""
+        names = self.variants(step.pool)
+        if not names:
+            raise ModelError(f"{self.name} needs a teacher, but the recipe has none; add a 'teachers' section")
+        losses = [self.pair_with(name, step.student, step.signals(name).detach(), step.batch) for name in names]
+        return {self.name: torch.stack(losses).mean(dim=0)}
+
+    def variants(self, pool: TeacherPool) -> Sequence[str]:
+        """Return the one teacher, or all variants."""
+        return [self.teacher] if self.teacher else pool.experts
 
     def pair(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return the loss of every instance, `[B]`."""
         raise NotImplementedError
+
+    def pair_with(self, name: str, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        """Return `pair`; objectives that treat teachers differently (by their widths, say) read the teacher's name.
+
+        Args:
+            name: the teacher or variant; "" for a mixture of several.
+            student: what the student says.
+            teacher: what the teacher says.
+            batch: the batch.
+        """
+        return self.pair(student, teacher, batch)
 
     def pair_map(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return the loss of every position of dense logits, `[B, ...positions]`; its mean over them is `pair`.

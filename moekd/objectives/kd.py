@@ -5,21 +5,17 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ModelError
 from ..signals import Signals, full_precision
-from .base import OBJECTIVES, Loss, PairwiseObjective
+from .base import OBJECTIVES, PairwiseObjective
 
 if TYPE_CHECKING:
     from ..model import Batch
-    from ..step import Step
-    from ..teachers import TeacherPool
 
 
 def kd_map(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
@@ -60,6 +56,22 @@ def kd_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4
     return losses.flatten(1).mean(dim=1) if losses.dim() > 1 else losses
 
 
+def standardise(logits: Tensor) -> Tensor:
+    """Shift and scale the logits of every instance to mean 0 and standard deviation 1 over the classes.
+
+    Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv 2403.01427; the sample
+    standard deviation (divisor C - 1) plus 1e-7 is the one of its code.
+
+    Shape:
+        logits: `[B, C]` or `[B, C, ...]`; the result has the same shape. With one class it is 0.
+    """
+    logits = full_precision(logits)
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    if logits.shape[1] < 2 or not logits.numel():
+        return centred
+    return centred / (logits.std(dim=1, keepdim=True) + 1e-7)
+
+
 @OBJECTIVES.register("kd")
 class KD(PairwiseObjective):
     """Temperature-scaled KL divergence from a teacher to the student: T^2 KL(teacher || student).
@@ -68,28 +80,27 @@ class KD(PairwiseObjective):
         teacher: name of a teacher or variant ("multimodal", "multimodal/fusion"); without it the mean of the losses
             over all teacher variants, each with the same weight (average multi-teacher distillation).
         temperature: softmax temperature T > 0.
+        standardise: bring the logits of student and teacher to mean 0 and standard deviation 1 before the softmax
+            (logit standardisation, arXiv 2403.01427, there with temperature 2 and weight 9), so that the student
+            need not match the scale of the teacher's logits.
     """
 
-    def __init__(self, teacher: str | None = None, temperature: float = 4.0) -> None:
+    name = "kd"
+
+    def __init__(self, teacher: str | None = None, temperature: float = 4.0, standardise: bool = False) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, found {temperature}")
-        self.teacher, self.temperature = teacher, temperature
-
-    def forward(self, step: Step) -> Mapping[str, Loss]:
-        """Return `{"kd": [B]}`."""
-        names = [self.teacher] if self.teacher else step.pool.experts
-        losses = [self.pair(step.student, step.signals(name).detach(), step.batch) for name in names]
-        return {"kd": torch.stack(losses).mean(dim=0)}
+        self.teacher, self.temperature, self.standardise = teacher, temperature, standardise
 
     def pair(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return `kd_kl` of the two models' logits, `[B]`."""
-        return kd_kl(student.require_logits("kd"), teacher.require_logits("kd"), self.temperature)
+        return kd_kl(*self._logits(student, teacher), self.temperature)
 
     def pair_map(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return `kd_map` of the two models' logits, `[B, ...positions]`."""
-        return kd_map(student.require_logits("kd"), teacher.require_logits("kd"), self.temperature)
+        return kd_map(*self._logits(student, teacher), self.temperature)
 
-    def variants(self, pool: TeacherPool) -> Sequence[str]:
-        """Return the one teacher, or all variants."""
-        return [self.teacher] if self.teacher else pool.experts
+    def _logits(self, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
+        logits = student.require_logits("kd"), teacher.require_logits("kd")
+        return (standardise(logits[0]), standardise(logits[1])) if self.standardise else logits

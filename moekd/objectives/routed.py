@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ModelError
 from ..routers.positions import by_position, mean_over_positions
 from ..signals import Signals, full_precision
 from .base import OBJECTIVES, Loss, Objective, PairwiseObjective
@@ -45,6 +45,7 @@ class RoutedObjective(Objective):
                 f"routed.objective must compare a student with one teacher; found {type(objective).__name__}"
             )
         self.objective = objective
+        self.reads_features = objective.reads_features
         self.name = "routed"
 
     def forward(self, step: Step) -> Mapping[str, Loss]:
@@ -53,15 +54,19 @@ class RoutedObjective(Objective):
         if routing.positions:
             loss = self._by_position(step, routing)
         elif routing.combine == "target":
+            if self.objective.reads_features and not self.objective.logits_only:
+                raise ModelError(
+                    f"{self.objective.name} compares activations, and teachers' activations can't be mixed as their "
+                    "distributions can; use combine: select or loss"
+                )
             teacher = mixed_teacher(
                 step.expert_signals.detach().logits, routing.applied_weights, routing.mix, self.objective.temperature
             )
-            loss = self.objective.pair(step.student, teacher, step.batch)
-        elif step.routes_rows_first:
+            loss = self.objective.pair_with("", step.student, teacher, step.batch)
+        elif step.routes_rows_first and not self.objective.compares_rows:
             loss = self._by_rows(step, routing)
         else:
-            terms = [w_B * self.objective.pair(step.student, s, step.batch) for w_B, s in self._terms(step, routing)]
-            loss = torch.stack(terms).sum(dim=0)
+            loss = torch.stack([weights_B * loss_B for weights_B, loss_B in self._terms(step, routing)]).sum(dim=0)
         share_B = routing.teacher_share
         return {self.name: loss if share_B is None else share_B * loss}
 
@@ -69,17 +74,19 @@ class RoutedObjective(Objective):
         """Return all variants."""
         return pool.experts
 
-    def _terms(self, step: Step, routing: Routing) -> Iterator[tuple[Tensor, Signals]]:
-        """Yield the weight `[B]` and the teacher signals of each term of the sum."""
+    def _terms(self, step: Step, routing: Routing) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the weights `[B]` and the losses `[B]` of each term of the sum."""
         teachers, weights_BT = step.expert_signals.detach(), routing.applied_weights
-        if self.objective.logits_only and routing.chosen is not None and routing.chosen.shape[1] < len(teachers):
+        gathers = self.objective.logits_only and not self.objective.compares_rows
+        if gathers and routing.chosen is not None and routing.chosen.shape[1] < len(teachers):
             for rank in range(routing.chosen.shape[1]):
                 chosen_B = routing.chosen[:, rank]
                 logits = teachers.logits[torch.arange(chosen_B.shape[0], device=chosen_B.device), chosen_B]
-                yield weights_BT.gather(1, chosen_B[:, None])[:, 0], Signals(logits)
+                loss_B = self.objective.pair_with("", step.student, Signals(logits), step.batch)
+                yield weights_BT.gather(1, chosen_B[:, None])[:, 0], loss_B
         else:
-            for index, signals in enumerate(teachers.values()):
-                yield weights_BT[:, index], signals
+            for index, (name, signals) in enumerate(teachers.items()):
+                yield weights_BT[:, index], self.objective.pair_with(name, step.student, signals, step.batch)
 
     def _by_position(self, step: Step, routing: Routing) -> Tensor:
         """Weigh the losses of every token or pixel on their own, and take the mean over those that count, `[B]`."""
@@ -103,7 +110,7 @@ class RoutedObjective(Objective):
                 continue
             r = rows[name]
             batch = {key: value[r] if isinstance(value, Tensor) else value for key, value in step.batch.items()}
-            loss = self.objective.pair(step.student.select(r), teachers[name].detach(), batch)
+            loss = self.objective.pair_with(name, step.student.select(r), teachers[name].detach(), batch)
             parts.append((r, weights_BT[r, index] * loss))
         total = weights_BT.new_zeros(weights_BT.shape[0], dtype=parts[0][1].dtype if parts else weights_BT.dtype)
         for r, loss in parts:

@@ -39,15 +39,17 @@ LOGITS = ("student_logits", "logits_and_stats")
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes that gates find by themselves.
+    """Sizes that gates and objectives find by themselves.
 
     Attributes:
         fields: shape of every batch field, without the batch axis.
         taps: shape of the activation at every tap of the student, without the batch axis.
+        teachers: the same for every plain teacher, by its name.
     """
 
     fields: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     taps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    teachers: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
 
 
 class GateInput(nn.Module):

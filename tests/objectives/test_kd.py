@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moekd.errors import ModelError
-from moekd.objectives import KD, kd_kl
+from moekd.objectives import KD, kd_kl, standardise
+from moekd.signals import Signals
 
 from ..builders import make_batch, make_pool, make_step, make_student
 
@@ -156,3 +157,22 @@ def test_unknown_teacher_is_named_with_the_nearest() -> None:
     step = make_step(make_pool("fusion"))
     with pytest.raises(ModelError, match="no teacher variant 'fusoin'; did you mean 'fusion'"):
         KD("fusoin")(step)
+
+
+def test_standardised_logits_have_mean_0_and_deviation_1() -> None:
+    logits = torch.randn(5, 7) * 30 + 4
+    scaled = standardise(logits)
+    torch.testing.assert_close(scaled.mean(dim=1), torch.zeros(5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(scaled.std(dim=1), torch.ones(5))
+    assert torch.equal(standardise(torch.randn(3, 1)), torch.zeros(3, 1))
+    assert torch.equal(standardise(torch.full((2, 4), 3.0)), torch.zeros(2, 4))
+
+
+def test_standardised_kd_is_blind_to_the_scale_of_the_logits() -> None:
+    student, teacher = torch.randn(2, 6, 5)
+    objective = KD(temperature=2.0, standardise=True)
+    loss = objective.pair(Signals(student), Signals(teacher), {})
+    torch.testing.assert_close(loss, kd_kl(standardise(student), standardise(teacher), 2.0))
+    torch.testing.assert_close(
+        objective.pair(Signals(10 * student + 3), Signals(teacher), {}), loss, rtol=1e-3, atol=1e-5
+    )

@@ -13,7 +13,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = re.compile(r"<!-- options: ([a-z ]+) -->")
-RESULTS = re.compile(r"<!-- results: (\w+) -->")
+RESULTS = re.compile(r"<!-- results: ([\w-]+) -->")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

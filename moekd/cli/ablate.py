@@ -29,32 +29,35 @@ AblationArgument = Annotated[
 ]
 
 
+BaseOption = Annotated[
+    str | None, typer.Option(help="Another base config than the file's: a shipped one or a file.", show_default=False)
+]
+BaselineOption = Annotated[
+    str | None, typer.Option(help="Arm that the report compares with, default the file's.", show_default=False)
+]
+ShardOption = Annotated[
+    str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts, for N machines.", show_default=False)
+]
+BackendOption = Annotated[
+    str, typer.Option(metavar="local|ray", help="Where runs go: processes, or Ray (extra `moekd[ray]`).")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option(help="Folder of tables, figures and page, default the ablation's.", show_default=False)
+]
+
+
 def ablate(
     config: AblationArgument,
     overrides: OverridesArgument = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="Another base config than the file's: a shipped one or a file.", show_default=False),
-    ] = None,
-    baseline: Annotated[
-        str | None, typer.Option(help="Arm that the report compares with, default the file's.", show_default=False)
-    ] = None,
+    base: BaseOption = None,
+    baseline: BaselineOption = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, default the file's.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; each uses one thread.")] = 1,
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts, for N machines.", show_default=False)
-    ] = None,
-    backend: Annotated[
-        str, typer.Option(metavar="local|ray", help="Where runs go: processes, or Ray (extra `moekd[ray]`).")
-    ] = "local",
+    shard: ShardOption = None,
+    backend: BackendOption = "local",
     runs: RunsOption = Path("runs"),
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Folder of tables, figures and page, default the ablation's.", show_default=False),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print the arms and what they are expected to cost.")
-    ] = False,
+    output: OutputOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the arms and their expected cost.")] = False,
     report_only: Annotated[bool, typer.Option("--report-only", help="Only write the report of what is there.")] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -82,15 +85,9 @@ def ablate(
             return
         failed = False
         if not report_only:
-            words = [
-                "moekd",
-                "ablate",
-                config,
-                *(overrides or ()),
-                *(["--base", base] if base else []),
-                *(["--baseline", baseline] if baseline else []),
-                *(["--seeds", str(seeds)] if seeds else []),
-            ]
+            options = {"--base": base, "--baseline": baseline, "--seeds": seeds}
+            given = [word for key, value in options.items() if value is not None for word in (key, str(value))]
+            words = ["moekd", "ablate", config, *(overrides or ()), *given]
             failed = _run(ablation, jobs, part, backend, runs, shlex.join(words), quiet)
         for file in ablation_report(folder, output, baseline).values():
             typer.echo(file)

@@ -1,17 +1,24 @@
 """Losses, one mechanism a file; the maths is a pure function beside each module."""
 
+from .affinity import AffinityMimicking, affinity_mimicking
 from .attention_transfer import AttentionTransfer, attention_loss
 from .base import OBJECTIVES, LossTerm, Objective, PairwiseObjective, reduce
 from .c2kd import BidirectionalProxies, non_target_kl
 from .cka import CKA, linear_cka
+from .contrastive import Contrastive, sigmoid_contrastive, softmax_contrastive
+from .contrastive_kd import ContrastiveKD, contrastive_kd, soft_targets
 from .crd import ContrastiveDistillation, contrastive_loss
 from .cross_entropy import CrossEntropy, cross_entropy
 from .dist import DIST, dist_loss
 from .dkd import DKD, decoupled_kd
 from .dml import PeerLearning
+from .embedding_kd import EmbeddingKD, embedding_distance
+from .embedding_pair import EmbeddingObjective
 from .fitnets import FitNets, hint_loss
 from .fusion import FusedKDCE
+from .gradient_kd import GradientKD, contrastive_gradients, gradient_kd
 from .inputs import TapPair
+from .interactive_contrastive import InteractiveContrastive, interactive_contrastive
 from .kd import KD, kd_kl, standardise
 from .kd_to_student import KDToStudent
 from .kendall import kendall_tau_b
@@ -19,11 +26,14 @@ from .mlld import MultiLevelLogits, multi_level_loss
 from .mutual_kd import MutualKD
 from .nkd import NKD, normalised_kd
 from .ofa import OneForAll, adaptive_target_loss
+from .ranking import Ranking, ranking
 from .regressors import make_regressor
+from .relational_kl import RelationalKL, relational_kl
 from .rkd import RKD, rkd_angle, rkd_distance
 from .routed import RoutedKD, RoutedObjective, mixed_teacher
 from .routing import RouteOnly
 from .similarity_preserving import SimilarityPreserving, similarity_loss
+from .soft_bce import SoftBCE, soft_bce
 
 __all__ = [
     "CKA",
@@ -33,12 +43,19 @@ __all__ = [
     "NKD",
     "OBJECTIVES",
     "RKD",
+    "AffinityMimicking",
     "AttentionTransfer",
     "BidirectionalProxies",
+    "Contrastive",
     "ContrastiveDistillation",
+    "ContrastiveKD",
     "CrossEntropy",
+    "EmbeddingKD",
+    "EmbeddingObjective",
     "FitNets",
     "FusedKDCE",
+    "GradientKD",
+    "InteractiveContrastive",
     "KDToStudent",
     "LossTerm",
     "MultiLevelLogits",
@@ -47,18 +64,27 @@ __all__ = [
     "OneForAll",
     "PairwiseObjective",
     "PeerLearning",
+    "Ranking",
+    "RelationalKL",
     "RouteOnly",
     "RoutedKD",
     "RoutedObjective",
     "SimilarityPreserving",
+    "SoftBCE",
     "TapPair",
     "adaptive_target_loss",
+    "affinity_mimicking",
     "attention_loss",
+    "contrastive_gradients",
+    "contrastive_kd",
     "contrastive_loss",
     "cross_entropy",
     "decoupled_kd",
     "dist_loss",
+    "embedding_distance",
+    "gradient_kd",
     "hint_loss",
+    "interactive_contrastive",
     "kd_kl",
     "kendall_tau_b",
     "linear_cka",
@@ -67,9 +93,15 @@ __all__ = [
     "multi_level_loss",
     "non_target_kl",
     "normalised_kd",
+    "ranking",
     "reduce",
+    "relational_kl",
     "rkd_angle",
     "rkd_distance",
+    "sigmoid_contrastive",
     "similarity_loss",
+    "soft_bce",
+    "soft_targets",
+    "softmax_contrastive",
     "standardise",
 ]

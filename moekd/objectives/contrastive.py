@@ -1,0 +1,108 @@
+"""Learning from image-text pairs: the other pairs of the batch are the negatives.
+
+Shapes: B rows of this process, N rows of all processes, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..signals import Signals
+from .base import OBJECTIVES, Loss, Objective
+from .embeddings import LogitScale, Scale, ScaleSource, embedding, model_scale, similarities
+
+if TYPE_CHECKING:
+    from ..step import Step
+
+
+def softmax_contrastive(image_BD: Tensor, text_BD: Tensor, scale: Scale) -> Tensor:
+    """InfoNCE of both directions (CLIP: Radford et al., "Learning Transferable Visual Models From Natural Language
+    Supervision", ICML 2021, arXiv 2103.00020, figure 3), one value a row:
+
+        L_b = 1/2 [ -log softmax_j(scale v_b . t_j)_b - log softmax_j(scale t_b . v_j)_b ],    |v| = |t| = 1
+
+    j runs over the rows of all processes.
+
+    Args:
+        image_BD, text_BD: embeddings `[B, D]` of the same rows; they are normalised here.
+        scale: positive factor of the cosines, `exp(logit_scale)`; a column `[B, 1]` is possible.
+
+    Returns:
+        `[B]`; 0 where the batch has one row.
+    """
+    pairs = similarities(image_BD, text_BD)
+    image_B = F.cross_entropy(scale * pairs.image_to_text, pairs.targets, reduction="none")
+    text_B = F.cross_entropy(scale * pairs.text_to_image, pairs.targets, reduction="none")
+    return (image_B + text_B) / 2
+
+
+def sigmoid_contrastive(image_BD: Tensor, text_BD: Tensor, scale: Scale, bias: Scale) -> Tensor:
+    """Every pair on its own (SigLIP: Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, arXiv
+    2303.15343, equation 1):
+
+        L_b = -sum_j log sigmoid(y_bj (scale v_b . t_j + bias)),    y_bj = 1 for b = j, else -1
+
+    The sum over the texts j of all processes, so that the mean over the rows is the published loss.
+
+    Args:
+        image_BD, text_BD: embeddings `[B, D]` of the same rows; they are normalised here.
+        scale, bias: numbers, scalars or columns `[B, 1]`; 10 and -10 at the start of training in SigLIP.
+
+    Returns:
+        `[B]`.
+    """
+    pairs = similarities(image_BD, text_BD)
+    logits_BN = scale * pairs.image_to_text + bias
+    sign_BN = pairs.partners.to(logits_BN) * 2 - 1
+    return -F.logsigmoid(sign_BN * logits_BN).sum(dim=1)
+
+
+@OBJECTIVES.register("contrastive")
+class Contrastive(Objective):
+    """The student learns from image-text pairs, without a teacher.
+
+    The student gives two embeddings of the same width, `image` and `text` (or the modalities named here), and, for
+    `scale: model`, its own scale as the head `logit_scale` (and bias as `logit_bias` for `sigmoid`).
+
+    Args:
+        form: `softmax` (CLIP) or `sigmoid` (SigLIP).
+        scale: `learned` (a parameter of this objective), `model` (the student's own) or a number.
+        initial_scale: first value of a learned scale; None: 1 / 0.07 for `softmax`, 10 for `sigmoid`.
+        max_scale: a learned scale stays at or below it.
+        initial_bias: first value of the learned bias of `sigmoid`; not used with `scale: model`.
+        image, text: names of the two embeddings.
+    """
+
+    def __init__(
+        self,
+        form: Literal["softmax", "sigmoid"] = "softmax",
+        scale: ScaleSource = "learned",
+        initial_scale: float | None = None,
+        max_scale: float = 100.0,
+        initial_bias: float = -10.0,
+        image: str = "image",
+        text: str = "text",
+    ) -> None:
+        super().__init__()
+        self.form, self.image, self.text = form, image, text
+        default = 1 / 0.07 if form == "softmax" else 10.0
+        self.scale = LogitScale(scale, default if initial_scale is None else initial_scale, max_scale)
+        own_bias = form == "sigmoid" and scale != "model"
+        self.bias = nn.Parameter(torch.tensor(float(initial_bias))) if own_bias else None
+
+    def forward(self, step: Step) -> Mapping[str, Loss]:
+        """Return `{"contrastive": [B]}`."""
+        student = step.student
+        image, text = (embedding(student, name, "contrastive") for name in (self.image, self.text))
+        scale = self.scale(student, "contrastive")
+        if self.form == "softmax":
+            return {"contrastive": softmax_contrastive(image, text, scale)}
+        return {"contrastive": sigmoid_contrastive(image, text, scale, self._bias(student))}
+
+    def _bias(self, student: Signals) -> Tensor:
+        return model_scale(student, "contrastive", "logit_bias") if self.bias is None else self.bias

@@ -1,0 +1,111 @@
+"""The gradient of the contrastive loss as the thing that is distilled.
+
+Shapes: B rows of this process, N rows of all processes, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..signals import Signals
+from .base import OBJECTIVES
+from .embedding_pair import EmbeddingObjective, TeacherScale, TwoEmbeddings, check_teacher_scale, teacher_scale
+from .embeddings import LogitScale, Scale, ScaleSource, product, similarities
+from .projection import Heads, Projection, check_widths, widths_by_teacher
+
+if TYPE_CHECKING:
+    from ..model import Batch
+
+
+def contrastive_gradients(image_BD: Tensor, text_BD: Tensor, scale: Scale) -> TwoEmbeddings:
+    """Gradient of each row's InfoNCE with respect to that row's own embedding of length 1, as the anchor:
+
+        g_b = scale * sum_j (softmax_j(scale v_b . t_j) - [j = b]) t_j,    and the same with image and text exchanged
+
+    Args:
+        image_BD, text_BD: embeddings `[B, D]` of the same rows; they are normalised here.
+        scale: positive factor of the cosines.
+
+    Returns:
+        The gradients with respect to images and texts, `[B, D]` each.
+    """
+    pairs = similarities(image_BD, text_BD)
+    own_BN = pairs.partners.to(pairs.images)
+    image = scale * product((scale * pairs.image_to_text).softmax(dim=1) - own_BN, pairs.texts)
+    text = scale * product((scale * pairs.text_to_image).softmax(dim=1) - own_BN, pairs.images)
+    return image, text
+
+
+def gradient_kd(student: TwoEmbeddings, teacher: TwoEmbeddings, student_scale: Scale, teacher_scale: Scale) -> Tensor:
+    """Squared difference of student's and teacher's `contrastive_gradients`, the mean over D and over image and text
+    (GD of CLIP-KD: Yang et al., CVPR 2024, arXiv 2307.12732).
+
+    The gradients are those of each row's own loss, without the factor 1 / N of a batch mean, so that the size of the
+    loss does not depend on the batch; the published weight of 1e8 belongs to a form with both factors.
+
+    Args:
+        student, teacher: (image, text) embeddings `[B, D]` of the same width.
+        student_scale, teacher_scale: positive factors of the cosines.
+
+    Returns:
+        `[B]`.
+
+    Raises:
+        ModelError: the widths differ.
+    """
+    check_widths(student[0], teacher[0], "gradient_kd")
+    mine, theirs = contrastive_gradients(*student, student_scale), contrastive_gradients(*teacher, teacher_scale)
+    image_B, text_B = ((a - b).square().mean(dim=1) for a, b in zip(mine, theirs, strict=True))
+    return (image_B + text_B) / 2
+
+
+@OBJECTIVES.register("gradient_kd")
+class GradientKD(EmbeddingObjective):
+    """The contrastive loss pulls the student's embeddings where it pulls the teacher's, see `gradient_kd`.
+
+    Student and teacher give the embeddings `image` and `text` (or those named here); with different widths, heads map
+    the student's to the teacher's.
+
+    Args:
+        teacher: name of a teacher or variant; None: the mean of the losses over all of them.
+        student_scale: `learned` (a parameter of this objective), `model` (the student's own) or a number.
+        teacher_scale: `model`, a number, or a number by teacher.
+        initial_scale, max_scale: first and largest value of a learned scale.
+        projection: `none`, `linear` or `mlp` heads, one for each teacher and modality.
+        student_dim, teacher_dim: widths for the heads; by teacher where there are several.
+        image, text: names of the two embeddings.
+    """
+
+    name = "gradient_kd"
+    compares_rows = True
+
+    def __init__(
+        self,
+        teacher: str | None = None,
+        student_scale: ScaleSource = "learned",
+        teacher_scale: str | float | dict[str, float] = "model",
+        initial_scale: float = 1 / 0.07,
+        max_scale: float = 100.0,
+        projection: Projection = "none",
+        student_dim: int | None = None,
+        teacher_dim: int | dict[str, int] | None = None,
+        image: str = "image",
+        text: str = "text",
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher
+        check_teacher_scale(teacher_scale, "gradient_kd")
+        self.student_scale = LogitScale(student_scale, initial_scale, max_scale)
+        self.teacher_scale: TeacherScale = teacher_scale
+        widths = widths_by_teacher(teacher, teacher_dim, self.name)
+        self.heads = Heads(projection, student_dim, widths, (image, text), self.name)
+        self.image, self.text = image, text
+
+    def pair_with(self, name: str, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        """Return `gradient_kd` of the two models' embeddings, `[B]`."""
+        (image, text), theirs = self.both(student, teacher, self.image, self.text)
+        mine = self.heads(name, self.image, image), self.heads(name, self.text, text)
+        scale = teacher_scale(self.teacher_scale, name, teacher, "gradient_kd")
+        return gradient_kd(mine, theirs, self.student_scale(student, "gradient_kd"), scale)

@@ -1,0 +1,93 @@
+"""Contrastive learning across the models: the student's image against the teacher's texts.
+
+Shapes: B rows of this process, N rows of all processes, D width of the teacher.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..signals import Signals
+from .base import OBJECTIVES
+from .embedding_pair import EmbeddingObjective, TwoEmbeddings
+from .embeddings import LogitScale, Scale, ScaleSource, everywhere, own_columns, product, unit
+from .projection import Heads, Projection, check_widths, widths_by_teacher
+
+if TYPE_CHECKING:
+    from ..model import Batch
+
+
+def interactive_contrastive(student: TwoEmbeddings, teacher: TwoEmbeddings, scale: Scale) -> Tensor:
+    """ICL of CLIP-KD (Yang et al., CVPR 2024, arXiv 2307.12732), one value a row:
+
+        L_b = 1/2 [ -log softmax_j(scale v_b . W_j)_b - log softmax_j(scale t_b . V_j)_b ]
+
+    v, t are the student's image and text, V, W the teacher's, all of length 1; j runs over all processes. The released
+    code of CLIP-KD uses the logarithm of the scale, 2.66, in place of the scale; that is `scale=2.66`.
+
+    Args:
+        student, teacher: (image, text) embeddings `[B, D]` of the same width; they are normalised here.
+        scale: positive factor of the cosines.
+
+    Returns:
+        `[B]`.
+
+    Raises:
+        ModelError: the shapes differ.
+    """
+    losses = []
+    for mine, theirs in ((student[0], teacher[1]), (student[1], teacher[0])):
+        check_widths(mine, theirs, "interactive_contrastive")
+        keys_ND, first = everywhere(unit(theirs))
+        logits_BN = scale * product(unit(mine), keys_ND.T)
+        targets_B = own_columns(mine.shape[0], first, mine.device)
+        losses.append(F.cross_entropy(logits_BN, targets_B, reduction="none"))
+    return (losses[0] + losses[1]) / 2
+
+
+@OBJECTIVES.register("interactive_contrastive")
+class InteractiveContrastive(EmbeddingObjective):
+    """The student's image finds the teacher's text and the other way round, see `interactive_contrastive`.
+
+    Student and teacher give the embeddings `image` and `text` (or those named here); with different widths, heads map
+    the student's to the teacher's.
+
+    Args:
+        teacher: name of a teacher or variant; None: the mean of the losses over all of them.
+        scale: `learned` (a parameter of this objective), `model` (the student's own) or a number.
+        initial_scale, max_scale: first and largest value of a learned scale.
+        projection: `none`, `linear` or `mlp` heads, one for each teacher and modality.
+        student_dim, teacher_dim: widths for the heads; by teacher where there are several.
+        image, text: names of the two embeddings.
+    """
+
+    name = "interactive_contrastive"
+    compares_rows = True
+
+    def __init__(
+        self,
+        teacher: str | None = None,
+        scale: ScaleSource = "learned",
+        initial_scale: float = 1 / 0.07,
+        max_scale: float = 100.0,
+        projection: Projection = "none",
+        student_dim: int | None = None,
+        teacher_dim: int | dict[str, int] | None = None,
+        image: str = "image",
+        text: str = "text",
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.scale = LogitScale(scale, initial_scale, max_scale)
+        widths = widths_by_teacher(teacher, teacher_dim, self.name)
+        self.heads = Heads(projection, student_dim, widths, (image, text), self.name)
+        self.image, self.text = image, text
+
+    def pair_with(self, name: str, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        """Return `interactive_contrastive` of the two models' embeddings, `[B]`."""
+        (image, text), theirs = self.both(student, teacher, self.image, self.text)
+        mine = self.heads(name, self.image, image), self.heads(name, self.text, text)
+        return interactive_contrastive(mine, theirs, self.scale(student, self.name))

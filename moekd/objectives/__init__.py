@@ -29,6 +29,7 @@ from .ofa import OneForAll, adaptive_target_loss
 from .ranking import Ranking, ranking
 from .regressors import make_regressor
 from .relational_kl import RelationalKL, relational_kl
+from .review_kd import ReviewKD, hierarchical_context_loss
 from .rkd import RKD, rkd_angle, rkd_distance
 from .routed import RoutedKD, RoutedObjective, mixed_teacher
 from .routing import RouteOnly
@@ -66,6 +67,7 @@ __all__ = [
     "PeerLearning",
     "Ranking",
     "RelationalKL",
+    "ReviewKD",
     "RouteOnly",
     "RoutedKD",
     "RoutedObjective",
@@ -83,6 +85,7 @@ __all__ = [
     "dist_loss",
     "embedding_distance",
     "gradient_kd",
+    "hierarchical_context_loss",
     "hint_loss",
     "interactive_contrastive",
     "kd_kl",

@@ -127,10 +127,12 @@ class TapPair:
         if self.shapes is None:
             raise ConfigError(f"{self.who}.teacher_tap: the sizes of weights depend on the taps: give 'shapes'")
         known, found = self.shapes.teachers, {}
-        if isinstance(self.teacher_tap, Mapping):
-            names = list(self.teacher_tap)
+        if self.teacher is not None:
+            names = [self.teacher]
+        elif isinstance(self.teacher_tap, str):
+            names = [name for name, taps in known.items() if self.teacher_tap in taps]
         else:
-            names = [self.teacher] if self.teacher else [n for n, taps in known.items() if self.teacher_tap in taps]
+            names = list(self.teacher_tap)
         for name in names:
             plain = name.partition("/")[0]
             if plain not in known:

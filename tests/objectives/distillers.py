@@ -19,6 +19,7 @@ from moekd.objectives import (
     MultiLevelLogits,
     OneForAll,
     PairwiseObjective,
+    ReviewKD,
     SimilarityPreserving,
 )
 from moekd.routers import Shapes
@@ -50,6 +51,7 @@ ON_VECTORS: dict[str, Callable[[], PairwiseObjective]] = {
 }
 ON_MAPS: dict[str, Callable[[], PairwiseObjective]] = {
     "fitnets_maps": lambda: FitNets("conv2", "conv1", shapes=MAPS),
+    "review_kd": lambda: ReviewKD(["conv2"], ["conv1"], shapes=MAPS),
     "attention_transfer": lambda: AttentionTransfer("conv2", "conv1"),
 }
 ALL = ON_LOGITS | ON_VECTORS | ON_MAPS

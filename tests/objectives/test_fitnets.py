@@ -49,6 +49,10 @@ def test_taps_by_teacher_with_different_widths() -> None:
         FitNets("fc1", {"b": "z"}, shapes=shapes)
 
 
+def test_one_teacher_has_one_regressor() -> None:
+    assert list(FitNets("fc1", {"t0": "fc1", "t1": "fc1"}, teacher="t1", shapes=VECTORS).regressors) == ["t1:fc1"]
+
+
 def test_training_it_lowers_the_loss_and_leaves_layers_above_the_tap() -> None:
     objective, student, pool, values = make("fitnets"), student_of("fitnets"), pool_of("fitnets", 1), []
     for _ in range(15):

@@ -20,21 +20,21 @@ from .routers import BALANCES, GATES, SELECTIONS, Router, Shapes
 from .teachers import MASKS, Mask, Stacking, Teacher, TeacherPool
 
 
-def build_model(config: ModelConfig, name: str, num_classes: int, seed: int) -> Model:
+def build_model(config: ModelConfig, name: str, dataset: Dataset, seed: int) -> Model:
     """Build a student, with the initial weights that belong to (seed, name)."""
-    network = _network(config, name, num_classes, seed)
+    network = _network(config, name, dataset, seed)
     with _at(f"{name}.taps"):
         return Model(network, config.inputs, config.taps).to(getattr(torch, config.dtype))
 
 
 def build_pool(
-    configs: Mapping[str, ModelConfig], num_classes: int, seed: int, stacking: Stacking = "independent"
+    configs: Mapping[str, ModelConfig], dataset: Dataset, seed: int, stacking: Stacking = "independent"
 ) -> TeacherPool:
     """Build the teachers, frozen, each with the initial weights that belong to (seed, its name)."""
     teachers = {}
     for name, config in configs.items():
         where = f"teachers.{name}"
-        network = _network(config, where, num_classes, seed)
+        network = _network(config, where, dataset, seed)
         with _at(f"{where}.taps"):
             teachers[name] = Teacher(network, config.inputs, config.taps, getattr(torch, config.dtype), name)
     return TeacherPool(teachers, stacking)
@@ -133,6 +133,9 @@ def probe(model: Model, where: str, sample: Batch, num_classes: int, dataset: Da
     mode = model.training
     model.eval()
     try:
+        check = getattr(model.network, "check_inputs", None)
+        if check is not None:
+            check(*model.arguments(sample))
         logits = model(sample).logits
     except MoekdError as error:
         raise ConfigError(f"{where}: {error}") from error
@@ -168,9 +171,15 @@ def load_weights(network: nn.Module, file: str, where: str) -> None:
     network.load_state_dict(tensors)
 
 
-def _network(config: ModelConfig, where: str, num_classes: int, seed: int) -> nn.Module:
+def _network(config: ModelConfig, where: str, dataset: Dataset, seed: int) -> nn.Module:
+    known = {name: dataset.fields[name] for name in config.inputs if name in dataset.fields}
+    context = {
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+        "fields": {name: vars(field) | dataset.input_recipe(name) for name, field in known.items()},
+    }
     with seeded(seed, where):
-        network: nn.Module = build(config.spec, NETWORKS, where=where, num_classes=num_classes)
+        network: nn.Module = build(config.spec, NETWORKS, where=where, **context)
     if config.weights is not None:
         load_weights(network, config.weights, where)
     return network

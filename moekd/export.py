@@ -100,7 +100,7 @@ def load_student(folder: Path | str) -> nn.Module:
         UnknownNameError: the network's kind is not registered here.
     """
     path, document = read_student(Path(folder))
-    network = build_network(document["network"])
+    network = build_network(document["network"], document)
     _load_strictly(network, read_tensors(path / WEIGHTS), str(path))
     return network.eval()
 
@@ -135,8 +135,12 @@ def read_student(folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, document
 
 
-def build_network(description: Mapping[str, Any]) -> nn.Module:
+def build_network(description: Mapping[str, Any], document: Mapping[str, Any] | None = None) -> nn.Module:
     """Make a network from `{"kind", "options", "context"}`; the random state of the caller stays as it is.
+
+    Args:
+        description: kind and options, and what the engine injected.
+        document: the student's `config.json`, which has the class names and the fields that adapters read.
 
     Raises:
         ConfigError: unknown kind or option, or an option with the wrong type.
@@ -150,7 +154,15 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
     if spec is None:
         raise ConfigError(problems)
     with torch.random.fork_rng(devices=[]):
-        return build(spec, NETWORKS, where="network", **description.get("context", {}))
+        return build(spec, NETWORKS, where="network", **(_data_context(document) | description.get("context", {})))
+
+
+def _data_context(document: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the engine told the network about the data set."""
+    if document is None:
+        return {}
+    fields = {name: document["fields"][name] for name in document["inputs"] if name in document["fields"]}
+    return {"class_names": list(document["class_names"]), "fields": fields}
 
 
 def export(run: Path, format: str = "safetensors", output: Path | None = None) -> Path:
@@ -224,7 +236,7 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
 
 def _check_rebuilds(document: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     try:
-        _load_strictly(build_network(document["network"]), weights, "this export")
+        _load_strictly(build_network(document["network"], document), weights, "this export")
     except (CheckpointError, ConfigError) as error:
         raise ModelError(f"the student could not be loaded again: {error}") from error
 

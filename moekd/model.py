@@ -19,7 +19,8 @@ class Model(nn.Module):
     """Wraps a plain PyTorch network so that it maps a batch to `Signals`.
 
     Args:
-        network: any module; it returns logits, a dict of named tensors, or `Signals`.
+        network: any module; it returns logits, a dict of named tensors (`logits`, a dict `embeddings` by modality, and
+            heads), or `Signals`.
         inputs: batch fields that are passed to the network, in call order.
         taps: module paths inside the network ("visual.blocks.5") whose outputs become `Signals.features`.
         heads: extra modules `{name: module}`; each reads the tap (or "logits") named by `head_inputs[name]`.
@@ -86,10 +87,12 @@ class Model(nn.Module):
         if isinstance(output, Tensor):
             return Signals(logits=output)
         if isinstance(output, Mapping):
-            odd = {key: type(value).__name__ for key, value in output.items() if not isinstance(value, Tensor)}
+            named = dict(output)
+            embeddings = dict(named.pop("embeddings")) if isinstance(named.get("embeddings"), Mapping) else {}
+            odd = {k: type(v).__name__ for k, v in (named | embeddings).items() if not isinstance(v, Tensor)}
             if odd:
                 raise ModelError(f"{type(self.network).__name__} returned a dict with more than tensors: {odd}")
-            return Signals(output.get("logits"), heads={k: v for k, v in output.items() if k != "logits"})
+            return Signals(named.pop("logits", None), embeddings=embeddings, heads=named)
         raise ModelError(
             f"{type(self.network).__name__} returned {type(output).__name__}; expected logits, a dict or Signals"
         )

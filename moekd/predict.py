@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .data.fields.image import ImageField
-from .errors import DataError
+from .errors import DataError, ModelError
 from .export import load_student, read_student
 
 
@@ -39,6 +39,7 @@ def predict(run: Path | str, inputs: Sequence[Path | str], top: int = 5, batch_s
 
     Raises:
         DataError: no student there, a student with several inputs, or a file that can't be read.
+        ModelError: the student does not classify.
     """
     folder, document = read_student(Path(run))
     if len(document["inputs"]) != 1:
@@ -49,7 +50,11 @@ def predict(run: Path | str, inputs: Sequence[Path | str], top: int = 5, batch_s
     for start in range(0, len(inputs), batch_size):
         paths = [Path(path) for path in inputs[start : start + batch_size]]
         with torch.inference_mode():
-            probs_BC = network(torch.stack([read_input(path, field) for path in paths])).softmax(dim=1)
+            output = network(torch.stack([read_input(path, field) for path in paths]))
+        logits_BC = output.get("logits") if isinstance(output, Mapping) else output
+        if logits_BC is None:
+            raise ModelError(f"the student in {folder} gives no logits; it has no classifier")
+        probs_BC = logits_BC.softmax(dim=1)
         values, indices = probs_BC.topk(min(top, len(names)), dim=1)
         for path, v, i in zip(paths, values.tolist(), indices.tolist(), strict=True):
             predictions.append(Prediction(str(path), [(names[c], p) for c, p in zip(i, v, strict=True)]))

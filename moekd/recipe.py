@@ -91,9 +91,9 @@ class Recipe:
         if config.data.corruptions:
             fingerprint += f"/{fingerprint_of(self._corruptions(), seed)}"
         stacking = config.masks.stacking if config.masks else "independent"
-        pool = build_pool(config.teachers, data.num_classes, seed, stacking)
+        pool = build_pool(config.teachers, dataset, seed, stacking)
         sample = data.split("train").__getitems__([0, min(1, len(data.split("train")) - 1)])
-        student = self._student(data.num_classes)
+        student = self._student(dataset)
         probe(student, "student", sample, data.num_classes, dataset)
         for name in pool.names:
             probe(pool.teacher(name), f"teachers.{name}", sample, data.num_classes, dataset)
@@ -104,7 +104,7 @@ class Recipe:
         main = self._phase("main", title, config.stages, config.router, student, pool, data, shapes)
         phases = [replace(main, stacking=stacking)]
         for name, baseline in config.baselines.items():
-            fresh, router = self._student(data.num_classes), baseline.router or config.router
+            fresh, router = self._student(dataset), baseline.router or config.router
             phase = self._phase(name, baseline.title or name, baseline.stages, router, fresh, pool, data, shapes)
             phases.append(replace(phase, after=baseline.after, stacking=baseline.stacking or stacking))
         return Program(
@@ -140,8 +140,8 @@ class Recipe:
     def _test_splits(self, data: RunData) -> list[str]:
         return [name for name in self.config.evaluation.splits if data.split(name)]
 
-    def _student(self, num_classes: int) -> Model:
-        return build_model(self.config.student, "student", num_classes, self.config.seed)
+    def _student(self, dataset: Dataset) -> Model:
+        return build_model(self.config.student, "student", dataset, self.config.seed)
 
     def _phase(
         self,

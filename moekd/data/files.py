@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from ..errors import DataError, did_you_mean
 from .dataset import DATASETS, Batch, Dataset, FieldSpec, Ids, Split
 from .fields import Field
+from .fields.audio import AudioField
 from .fields.image import ImageField
+from .fields.text import TextField
 from .files_labels import Labels, clean_labels, draw_rows, encode_labels, find_classes, rows_by_column
 from .files_source import ALL, Format, open_source, split_name
 from .fingerprint import digest, file_digest
@@ -109,11 +111,15 @@ class Files(Dataset):
         return {name: self._split(name, *parts[name], offsets) for name in order}
 
     def input_recipe(self, field: str) -> dict[str, Any]:
-        """Return how a picture is resized and scaled."""
+        """Return how a picture is resized and scaled, which tokenizer reads a text, what a wave was sampled at."""
         source = self.inputs.get(field)
-        if not isinstance(source, ImageField):
-            return {}
-        return {"mean": source.mean, "std": source.std, "resize": source.resize}
+        if isinstance(source, ImageField):
+            return {"mean": source.mean, "std": source.std, "resize": source.resize}
+        if isinstance(source, TextField):
+            return {"tokenizer": source.tokenizer.recipe()}
+        if isinstance(source, AudioField):
+            return {"sample_rate": source.sample_rate, "log_mel": source.log_mel is not None}
+        return {}
 
     def identity(self) -> dict[str, Any]:
         """Return options and checksums: sha256 of data files, names and sizes of the files in folders of media."""

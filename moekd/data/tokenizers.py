@@ -11,6 +11,9 @@ from annotated_types import Ge
 from ..errors import DataError
 from ..registry import Registry
 
+#: Texts that tell tokenizers apart; short, so that they fit into every context.
+PROBE = ("Green apple", "a photo of two dogs.", "naïve café, 42%")
+
 
 class Tokenizer:
     """Text -> token ids.
@@ -28,6 +31,11 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, not padded; it may be longer than `context`."""
         raise NotImplementedError
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what a model needs to know to read the ids: sizes, and what becomes of a few texts."""
+        probe = {text: self.encode(text)[: self.context] for text in PROBE}
+        return {"context": self.context, "vocabulary": self.vocabulary, "pad_id": self.pad_id, "probe": probe}
 
     def identity(self) -> dict[str, Any]:
         """Return what the ids depend on."""
@@ -61,6 +69,10 @@ class BytesTokenizer(Tokenizer):
         self.context, self.ngram, self.buckets, self.lower = context, ngram, buckets, lower
         self.pad_id = 0
         self.vocabulary = 1 + (256 if ngram == 1 else buckets)
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the sizes and, where the text can be read back from the ids, that it can."""
+        return super().recipe() | {"bytes": self.ngram == 1, "lower": self.lower}
 
     def encode(self, text: str) -> list[int]:
         """Return one id a byte position."""

@@ -6,8 +6,10 @@ from .base import ENCODERS, NETWORKS, Encoder
 from .feature_mlp import MlpI, MlpTb, MlpVb
 from .fusenet import FuseNetDepthBranch, FuseNetI, FuseNetRgbBranch
 from .fusion import Fusion
+from .images import ImageOptions
 from .lenet import LeNet5
 from .mlp import Mlp, MlpEncoder
+from .open_clip import OpenClip
 from .sequence_cnn import (
     AudioBranchNet,
     AudioBranchNetVggs,
@@ -18,7 +20,10 @@ from .sequence_cnn import (
 )
 from .small_cnn import CnnEncoder, SmallCnn
 from .soft_slots import SlotFusion, SoftSlots, slot_weights
+from .timm import Timm
 from .token_encoder import Classifier, TokenEncoder
+from .transformers import Transformers
+from .zero_shot import ZeroShotOptions
 
 __all__ = [
     "ENCODERS",
@@ -36,17 +41,22 @@ __all__ = [
     "FuseNetI",
     "FuseNetRgbBranch",
     "Fusion",
+    "ImageOptions",
     "LeNet5",
     "Mlp",
     "MlpEncoder",
     "MlpI",
     "MlpTb",
     "MlpVb",
+    "OpenClip",
     "SlotFusion",
     "SmallCnn",
     "SoftSlots",
+    "Timm",
     "TokenEncoder",
+    "Transformers",
     "VisualBranchNet",
     "VisualBranchNetVggs",
+    "ZeroShotOptions",
     "slot_weights",
 ]

@@ -1,0 +1,249 @@
+"""What the adapters of outside models share: readers of batch fields, and a classifier on top.
+
+An adapter is a network like every other: it takes batch fields and returns named tensors, `embeddings` by modality
+(not normalised), `logits` if it classifies, and a contrastive model's `logit_scale` and `logit_bias` `[B]`.
+
+Shapes: B batch, C classes, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, MissingDependencyError, ModelError
+from .images import ImageContract
+from .texts import TextContract
+from .zero_shot import ZeroShot, ZeroShotOptions
+
+Fields = Mapping[str, Mapping[str, Any]]
+Classifier = Literal["none", "new", "own"]
+Output = dict[str, Any]
+SUFFIX = ".safetensors"
+HUB = "hf-hub:"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def library(module: str, package: str, purpose: str, extra: str = "vision_language") -> ModuleType:
+    """Import an optional library.
+
+    Raises:
+        MissingDependencyError: it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(package, extra, purpose) from error
+
+
+def local_weights(path: str, option: str) -> Path:
+    """Return a local file of weights.
+
+    Raises:
+        ConfigError: no such file, or a pickled one, which could run code.
+    """
+    file = Path(path).expanduser()
+    if file.suffix != SUFFIX:
+        raise ConfigError(
+            f"{option}: {file.name} is no {SUFFIX} file; other formats are pickles, which can run code: convert it "
+            "once with safetensors.torch.save_file, in a place where you trust it"
+        )
+    if not file.is_file():
+        raise ConfigError(f"{option}: no file {file}")
+    return file
+
+
+def check_revision(name: str, revision: str | None) -> str:
+    """Return the commit of a repository on the Hugging Face Hub.
+
+    Raises:
+        ConfigError: none is given, or a branch or tag, which can move.
+    """
+    if revision is None or not _COMMIT.fullmatch(revision):
+        raise ConfigError(
+            f"revision: '{name}' is no local folder; to take it from the Hugging Face Hub, name the commit (40 hex "
+            f"digits) that you trust, found {revision!r}"
+        )
+    return revision
+
+
+def hub_folder(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """Download the files of a repository on the Hugging Face Hub at a commit, or take them from its cache.
+
+    Raises:
+        ConfigError: no commit is named, or the download fails.
+    """
+    from huggingface_hub import snapshot_download
+
+    commit = check_revision(name, revision)
+    try:
+        return Path(snapshot_download(name, revision=commit, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model: '{name}' at {commit[:8]} can't be downloaded: {error}") from error
+
+
+class Adapter(nn.Module):
+    """Base of the adapters: one reader for each input, in call order.
+
+    Subclasses set `model` and call `read_fields`; they give `encode_<modality>` for each modality they can read.
+    """
+
+    model: Any
+    zero_shot: ZeroShot | None
+    classifier: nn.Module | None
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.readers: dict[str, str] = {}
+        self.images = nn.ModuleDict()
+        self.texts: dict[str, TextContract] = {}
+        self.zero_shot = self.classifier = None
+        self.logits_only = self.partial = False
+
+    def read_fields(
+        self,
+        fields: Fields | None,
+        modalities: Sequence[str],
+        image: Callable[[Mapping[str, Any] | None, str], nn.Module],
+        text: Callable[[Mapping[str, Any] | None, str], TextContract],
+    ) -> None:
+        """Make a reader for each input field.
+
+        Args:
+            fields: the fields in call order, as the data set describes them; None: one field a modality.
+            modalities: what the model can read.
+            image: maps a field's description and name to the reader of pictures (or of sounds).
+            text: the same for texts.
+
+        Raises:
+            ConfigError: a field of a modality that the model can't read, or two fields of one modality.
+        """
+        for name, field in (fields or dict.fromkeys(modalities)).items():
+            modality = name if field is None else str(field.get("modality"))
+            if modality not in modalities:
+                raise ConfigError(
+                    f"inputs: field '{name}' is of modality '{modality}', this model reads {' and '.join(modalities)}"
+                )
+            if modality in self.readers.values():
+                raise ConfigError(f"inputs: '{name}' is the second field of modality '{modality}'; leave one")
+            self.readers[name] = modality
+            if modality == "text":
+                self.texts[name] = text(field, f"{self.kind} input '{name}'")
+            else:
+                self.images[_key(name)] = image(field, f"{self.kind} input '{name}'")
+        self.partial = fields is None
+
+    def forward(self, *inputs: Tensor) -> Output:
+        """Return named tensors; see the head of this file.
+
+        Raises:
+            ModelError: another number of inputs, or an input that can't be read.
+        """
+        if len(inputs) != len(self.readers) and not (self.partial and 0 < len(inputs) < len(self.readers)):
+            raise ModelError(
+                f"{self.kind} reads {len(self.readers)} inputs ({', '.join(self.readers)}), but got {len(inputs)}"
+            )
+        vectors = self._class_vectors()
+        embeddings: dict[str, Tensor] = {}
+        said: Output = {"embeddings": embeddings}
+        for (name, modality), value in zip(self.readers.items(), inputs, strict=False):
+            if modality == "text":
+                embedding = self.encode_text(*self.texts[name](value, self.device))
+            else:
+                embedding = self.encode(modality, self.images[_key(name)](value))
+            embeddings[modality] = embedding
+        first = next(iter(embeddings.values()))
+        if self.logits_only:
+            return {"logits": first}
+        scale, bias = self.scale_and_bias()
+        for key, scalar in (("logit_scale", scale), ("logit_bias", bias)):
+            if scalar is not None:
+                said[key] = scalar.reshape(1).expand(len(first))
+        if self.classifier is not None:
+            said["logits"] = self.classifier(first)
+        elif vectors is not None and self.zero_shot is not None:
+            seen = next(value for modality, value in embeddings.items() if modality != "text")
+            one = torch.ones((), device=seen.device) if scale is None else scale
+            said["logits"] = self.zero_shot.logits(seen, vectors, one, bias)
+        return said
+
+    def encode(self, modality: str, value: Any) -> Tensor:
+        """Return the embedding `[B, D]` of prepared pictures or sounds."""
+        raise NotImplementedError
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the embedding `[B, D]` of texts."""
+        raise NotImplementedError
+
+    def scale_and_bias(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the factor and the bias of a contrastive model's cosines, scalars."""
+        return None, None
+
+    def check_inputs(self, *inputs: Tensor) -> None:
+        """Refuse values that can't be what the data set says; called once, on a sample.
+
+        Raises:
+            ModelError: pictures that are not in [0, 1] once the data set's normalisation is undone.
+        """
+        for name, value in zip(self.readers, inputs, strict=False):
+            reader = self.reader(name)
+            if isinstance(reader, ImageContract):
+                reader.check_range(value)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def add_zero_shot(
+        self, options: ZeroShotOptions | None, class_names: Sequence[str] | None, tokens: TextContract | None
+    ) -> None:
+        """Classify by class names.
+
+        Raises:
+            ConfigError: the model has no text tower, or reads nothing but texts.
+        """
+        if options is None:
+            return
+        if tokens is None:
+            raise ConfigError("zero_shot: this model has no text tower that could read class names")
+        if set(self.readers.values()) == {"text"}:
+            raise ConfigError("zero_shot: the model reads texts alone; add a field that can be classified to 'inputs'")
+        self.zero_shot = ZeroShot(options, class_names)
+        self._prompt_tokens = tokens
+
+    def _class_vectors(self) -> Tensor | None:
+        if self.zero_shot is None:
+            return None
+        trains = self.training and any(p.requires_grad for p in self.text_parameters())
+        if trains and not self.zero_shot.options.in_training:
+            return None
+        return self.zero_shot.class_vectors(
+            lambda prompts: self.encode_text(*self._prompt_tokens(prompts, self.device)), trains
+        )
+
+    def text_parameters(self) -> Sequence[nn.Parameter]:
+        """Return the weights that texts go through."""
+        return list(self.model.parameters())
+
+    def reader(self, name: str) -> nn.Module | None:
+        """Return what prepares the pictures or sounds of an input field; None for texts."""
+        key = _key(name)
+        return self.images[key] if key in self.images else None  # noqa: SIM401
+
+    def extra_repr(self) -> str:
+        """Say what changes the output and is no weight, since fingerprints read it."""
+        return ", ".join(f"{name}: {texts.identity()}" for name, texts in self.texts.items())
+
+
+def _key(name: str) -> str:
+    """Return a field's key in a ModuleDict, which allows no dots."""
+    return f"field_{name.replace('.', ':')}"

@@ -1,0 +1,217 @@
+"""Contrastive models of the library open_clip, with their own pictures, tokens and scale."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError, did_you_mean
+from ..registry import Injected
+from .adapter import HUB, Adapter, Fields, hub_folder, library, local_weights
+from .base import NETWORKS
+from .images import ImageContract, ImageOptions, as_interpolation, image_settings
+from .texts import TextContract, Texts
+from .zero_shot import ZeroShotOptions
+
+CONFIG = "open_clip_config.json"
+
+
+@NETWORKS.register("open_clip")
+class OpenClip(Adapter):
+    """A model of open_clip as teacher or student: image and text embeddings, and classes by their names.
+
+    Embeddings are not normalised. A field of modality "image" goes to the image tower, one of modality "text" to the
+    text tower; a tower without a field does not run.
+
+    Args:
+        num_classes: number of classes of the data set.
+        model: name of an architecture ("ViT-B-32"), "hf-hub:owner/name", a folder with `open_clip_config.json` and
+            `open_clip_model.safetensors`, a JSON file of an architecture, or the architecture itself (`embed_dim`,
+            `vision_cfg`, `text_cfg`).
+        pretrained: tag of the weights of a named architecture, which open_clip downloads, or a local .safetensors file;
+            None leaves new weights (a folder or a repository brings its own).
+        revision: commit of a "hf-hub:" repository, so that the same weights come each time.
+        zero_shot: classify by the names of the classes.
+        image: replaces parts of the model's own preparation of pictures.
+        options: further options of `open_clip.create_model` (`force_quick_gelu`, say).
+        class_names, fields: what the data set says about its classes and the fields in `inputs`.
+
+    Raises:
+        ConfigError: an unknown name or tag, weights that do not fit, or a field that the model can't read.
+        MissingDependencyError: open_clip_torch is not installed.
+
+    Shape:
+        inputs image `[B, 3, H, W]` and/or text `[B, N]`; embeddings `[B, D]`, logits `[B, C]`, logit_scale `[B]`;
+        taps model.visual, model.visual.transformer.resblocks.0, model.transformer.resblocks.0, ...
+    """
+
+    def __init__(
+        self,
+        model: str | dict[str, Any],
+        num_classes: Injected[int] = 0,
+        pretrained: str | None = None,
+        revision: str | None = None,
+        zero_shot: ZeroShotOptions | None = None,
+        image: ImageOptions | None = None,
+        options: dict[str, Any] | None = None,
+        class_names: Injected[list[str] | None] = None,
+        fields: Injected[Fields | None] = None,
+    ) -> None:
+        super().__init__("open_clip")
+        open_clip = library("open_clip", "open_clip_torch", "network kind 'open_clip'")
+        who = f"open_clip model '{model}'" if isinstance(model, str) else "this open_clip model"
+        with _source(open_clip, model, pretrained, revision) as (name, tag, file), _quiet():
+            try:
+                self.model = open_clip.create_model(
+                    name, pretrained=tag, pretrained_text=False, output_dict=False, **(options or {})
+                )
+                self.tokenizer = _tokenizer(open_clip, name, model)
+                if file is not None:
+                    open_clip.load_checkpoint(self.model, str(file), strict=True)
+            except (RuntimeError, ValueError, OSError, KeyError, TypeError, AssertionError) as error:
+                raise ConfigError(f"model: open_clip can't make {who}: {error}") from error
+        self.settings = image_settings(_known(open_clip.get_model_preprocess_cfg(self.model)), image, who)
+        self.context = int(getattr(self.model, "context_length", None) or self.tokenizer.context_length)
+        self.read_fields(fields, ("image", "text"), lambda f, label: ImageContract(self.settings, f, label), self._text)
+        self.add_zero_shot(zero_shot, class_names, self._text(None, "class names"))
+
+    def encode(self, modality: str, value: Tensor) -> Tensor:
+        """Return image embeddings `[B, D]`."""
+        embedding: Tensor = self.model.encode_image(value)
+        return embedding
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return text embeddings `[B, D]`; the model finds the end of a text by itself."""
+        embedding: Tensor = self.model.encode_text(ids)
+        return embedding
+
+    def scale_and_bias(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return exp of the learned log-scale, and the bias of sigmoid models."""
+        return self.model.logit_scale.exp(), getattr(self.model, "logit_bias", None)
+
+    def text_parameters(self) -> list[nn.Parameter]:
+        """Return the weights outside of the image tower."""
+        return [p for name, p in self.model.named_parameters() if not name.startswith("visual.")]
+
+    def _text(self, field: Mapping[str, Any] | None, label: str) -> TextContract:
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        pad = 0 if inner is None or inner.pad_token_id is None else int(inner.pad_token_id)
+
+        def encode(texts: Texts) -> tuple[Tensor, Tensor]:
+            ids = self.tokenizer(list(texts), context_length=self.context)
+            return ids, ids != pad
+
+        return TextContract(encode, self.context, pad, True, field, label)
+
+
+@contextmanager
+def _source(
+    open_clip: Any, model: str | Mapping[str, Any], pretrained: str | None, revision: str | None
+) -> Iterator[tuple[str, str | None, Path | None]]:
+    """Yield the name that open_clip takes, the tag of its weights, and a local file of weights to load afterwards."""
+    local = pretrained is not None and (pretrained.endswith(".safetensors") or Path(pretrained).expanduser().exists())
+    file = local_weights(str(pretrained), "pretrained") if local else None
+    if isinstance(model, str) and model.startswith(HUB):
+        folder = hub_folder(model.removeprefix(HUB), revision, ["*.json", "*.txt", "*.model", "*.safetensors"])
+        yield _folder(folder, file), None, file
+    elif isinstance(model, str) and Path(model).expanduser().is_dir():
+        yield _folder(Path(model).expanduser(), file), None, file
+    elif isinstance(model, str) and not model.endswith(".json"):
+        if pretrained is not None and file is None:
+            known = open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
+            if pretrained not in known:
+                hint = did_you_mean(pretrained, known) or f"; tags: {', '.join(known) or 'none'}"
+                raise ConfigError(f"pretrained: '{pretrained}' is no tag of '{model}' and no local file{hint}")
+        if model.replace("/", "-") not in open_clip.list_models():
+            raise ConfigError(f"model: open_clip has no '{model}'{did_you_mean(model, open_clip.list_models())}")
+        yield model, None if local else pretrained, file
+    else:
+        if pretrained is not None and file is None:
+            raise ConfigError(f"pretrained: expected a local .safetensors file for this model, found '{pretrained}'")
+        with tempfile.TemporaryDirectory() as temporary:
+            (Path(temporary) / CONFIG).write_text(json.dumps(_architecture(model)), encoding="utf-8")
+            yield f"local-dir:{temporary}", None, file
+
+
+def _folder(folder: Path, file: Path | None) -> str:
+    """Return open_clip's name of a folder.
+
+    Raises:
+        ConfigError: it has no config, or no weights that are safe to load.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"model: {folder} has no {CONFIG}")
+    if file is None and not list(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"model: {folder} has no .safetensors file with weights; name one under 'pretrained', or give the JSON "
+            "file alone for new weights"
+        )
+    return f"local-dir:{folder}"
+
+
+def _architecture(model: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of `open_clip_config.json` for an architecture in a JSON file or a config."""
+    if isinstance(model, str):
+        path = Path(model).expanduser()
+        try:
+            model = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model: {path} can't be read as JSON: {error}") from error
+    whole = dict(model) if isinstance(model, Mapping) else {}
+    inner = whole.get("model_cfg", whole)
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in inner]
+    if missing:
+        raise ConfigError(f"model: an architecture of open_clip needs {', '.join(missing)}")
+    return whole if "model_cfg" in whole else {"model_cfg": whole, "preprocess_cfg": {}}
+
+
+def _tokenizer(open_clip: Any, name: str, model: str | Mapping[str, Any]) -> Any:
+    """Return the tokenizer; that of an architecture alone may be named in it, since it has no folder."""
+    if not name.startswith("local-dir:") or (isinstance(model, str) and not model.endswith(".json")):
+        return open_clip.get_tokenizer(name)
+    text = _architecture(model)["model_cfg"]["text_cfg"]
+    if not text.get("hf_tokenizer_name"):
+        return open_clip.get_tokenizer(name)
+    from open_clip.tokenizer import HFTokenizer
+
+    return HFTokenizer(
+        text["hf_tokenizer_name"],
+        context_length=text.get("context_length", 77),
+        tokenizer_mode=text.get("tokenizer_mode"),
+        **text.get("tokenizer_kwargs", {}),
+    )
+
+
+def _known(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what open_clip says about a model's pictures, in the names of `ImageSettings`.
+
+    Raises:
+        ConfigError: pictures are padded with a colour other than black.
+    """
+    if preprocess.get("fill_color") and preprocess.get("resize_mode") == "longest":
+        raise ConfigError("image: this model's pictures are padded with another colour than black; set image.resize")
+    return {
+        "size": preprocess.get("size"),
+        "mean": preprocess.get("mean"),
+        "std": preprocess.get("std"),
+        "interpolation": as_interpolation(preprocess.get("interpolation", "bicubic")),
+        "resize": preprocess.get("resize_mode", "shortest"),
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep open_clip, which logs to the root logger, from setting up a handler there."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)

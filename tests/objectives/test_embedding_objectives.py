@@ -197,6 +197,14 @@ def test_can_be_routed_and_keeps_its_negatives(name: str, hard: bool) -> None:
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
+def test_kept_logits_of_the_teachers_are_not_enough(name: str) -> None:
+    objective = seeded(PAIRWISE[name])
+    assert objective.reads_features
+    assert RoutedObjective(objective).reads_features
+    assert not objective.logits_only
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
 def test_models_without_embeddings_are_refused_by_name(name: str) -> None:
     with pytest.raises(ModelError, match=r"\(student\) needs the embedding 'image'.*embeddings: none"):
         loss_of(seeded(PAIRWISE[name]), make_step(make_pool("vectors", masked=False)))

@@ -240,7 +240,10 @@ class Finished:
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Return the records of a type, without times and memory."""
         found = [record for record in self.run.read_metrics() if kind in (None, record["type"])]
-        return [{k: v for k, v in record.items() if k not in ("seconds", "train_seconds", "peak_memory_mb")} for record in found]
+        return [
+            {k: v for k, v in record.items() if k not in ("seconds", "train_seconds", "peak_memory_mb")}
+            for record in found
+        ]
 
 
 def weights_of(program: Program) -> dict[str, Tensor]:

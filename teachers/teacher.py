@@ -61,7 +61,9 @@ class Teacher(Model):
         return self
 
     def arguments(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Return the inputs, floating-point ones in the teacher's own dtype."""
+        """Return the inputs, floating-point ones in the teacher's own dtype, unless the network sees to that itself."""
+        if getattr(self.network, "casts_inputs", False):
+            return super().arguments(batch)
         return tuple(x.to(self.dtype) if x.is_floating_point() else x for x in super().arguments(batch))
 
     def interpret(self, output: Any) -> Signals:

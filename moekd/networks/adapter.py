@@ -95,6 +95,8 @@ class Adapter(nn.Module):
     Subclasses set `model` and call `read_fields`; they give `encode_<modality>` for each modality they can read.
     """
 
+    #: Inputs are prepared in float32 and then brought to the type of the weights, whatever that is.
+    casts_inputs = True
     model: Any
     zero_shot: ZeroShot | None
     classifier: nn.Module | None
@@ -158,7 +160,7 @@ class Adapter(nn.Module):
             if modality == "text":
                 embedding = self.encode_text(*self.texts[name](value, self.device))
             else:
-                embedding = self.encode(modality, self.images[_key(name)](value))
+                embedding = self.encode(modality, self._cast(self.images[_key(name)](value)))
             embeddings[modality] = embedding
         first = next(iter(embeddings.values()))
         if self.logits_only:
@@ -174,6 +176,12 @@ class Adapter(nn.Module):
             one = torch.ones((), device=seen.device) if scale is None else scale
             said["logits"] = self.zero_shot.logits(seen, vectors, one, bias)
         return said
+
+    def _cast(self, prepared: Any) -> Any:
+        """Bring floating-point inputs to the type of the weights, after they were prepared in float32."""
+        if isinstance(prepared, Mapping):
+            return {name: self._cast(value) for name, value in prepared.items()}
+        return prepared.to(next(self.model.parameters()).dtype) if prepared.is_floating_point() else prepared
 
     def encode(self, modality: str, value: Any) -> Tensor:
         """Return the embedding `[B, D]` of prepared pictures or sounds."""

@@ -111,7 +111,7 @@ class ImageContract(nn.Module):
         label: how messages call the input.
 
     Shape:
-        input `[B, 3, H, W]` or `[B, 1, H, W]`, output `[B, 3, h, w]`.
+        input `[B, 3, H, W]` or `[B, 1, H, W]`, output `[B, 3, h, w]` in at least float32.
     """
 
     def __init__(self, settings: ImageSettings, field: Mapping[str, Any] | None = None, label: str = "image") -> None:
@@ -130,7 +130,7 @@ class ImageContract(nn.Module):
         Raises:
             ModelError: the input is no batch of pictures with 1 or 3 channels.
         """
-        x = self.restore(x)
+        x = self.restore(x.to(torch.promote_types(x.dtype, torch.float32)))
         height, width = self.settings.size
         if self.settings.resize != "none":
             x = _cut(self._resize(x), height, width)

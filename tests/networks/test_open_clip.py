@@ -187,6 +187,21 @@ def test_the_root_logger_is_left_alone(folder):
     assert logging.getLogger().handlers == before
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_teacher_in_half_precision_prepares_pictures_in_float32(folder, dtype):
+    from moekd.teachers import Teacher
+
+    def teacher(dtype):
+        network = OpenClip(str(folder), zero_shot=ZeroShotOptions(), class_names=["cat", "dog"], fields=FIELDS)
+        return Teacher(network, ["image"], dtype=dtype)
+
+    batch = {"image": torch.rand(3, 3, 20, 20)}
+    found, expected = teacher(dtype)(batch), teacher(torch.float32)(batch)
+    assert found.embeddings["image"].dtype == dtype
+    assert found.logits.dtype == torch.float32
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0.05, atol=0.1)
+
+
 def test_it_is_a_kind():
     assert NETWORKS.get("open_clip") is OpenClip
     assert {"model", "pretrained", "zero_shot", "image"} <= set(NETWORKS.parameters("open_clip"))

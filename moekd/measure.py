@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .cache import LogitCache, LogitStore
+from .cache import MEMORY_LIMIT, LogitCache, LogitStore
 from .data import make_loader
 from .evaluation import RoutingStatistics, evaluate_model
 from .evaluation.evaluate import to_device
@@ -130,7 +130,9 @@ def _stored(
 ) -> LogitCache | None:
     """Return the teachers' logits on a split, if there is a store and they can be kept."""
     data = program.data.split(split)
-    if store is None or not variants or data.random:
+    predictions = len(data) if data.labels is None else data.labels.size
+    too_large = 4 * predictions * len(variants) * program.data.num_classes > MEMORY_LIMIT
+    if store is None or not variants or data.random or too_large:
         return None
     program.pool.to(accelerator.device).eval()
     loader = make_loader(data, program.data.eval_batch_size, shuffle=False, num_workers=program.data.num_workers)

@@ -127,7 +127,7 @@ class Recipe:
         }
         splits = with_corruptions(splits, self._corruptions(), dataset.fields, self.config.seed)
         splits["train"] = with_labels(splits["train"], config.labels, derived_seed(self.config.seed, "labels") % 2**32)
-        splits["labelled"] = labelled_part(splits["train"])
+        splits.setdefault("labelled", labelled_part(splits["train"]))  # a data set's own split of this name stays
         batch, seed = self.config.evaluation.batch_size, self.config.seed
         return RunData(splits, list(dataset.class_names), config.batch_size, batch, config.num_workers, seed)
 

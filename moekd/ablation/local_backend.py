@@ -26,11 +26,16 @@ MOMENT = 0.1
 
 @dataclass
 class _Worker:
-    """A worker process, its channel of answers and the log of its running job."""
+    """A worker process, its channel of answers, its job's log, and the job itself until the worker says it has begun.
+
+    `used` is a worker that has run a job before.
+    """
 
     process: subprocess.Popen[bytes]
     channel: int
     log: Path | None = None
+    unread_job: Job | None = None
+    used: bool = False
     deaf: bool = False
     _unread: bytes = field(default=b"", repr=False)
 
@@ -91,7 +96,7 @@ class LocalBackend:
                 self._stillborn.append(Outcome(slot, "lost", f"no process could be started: {error}"))
                 return
         worker = self._workers[slot]
-        worker.log = log
+        worker.log, worker.unread_job = log, job
         worker.send({"job": dict(job), "folder": str(self.folder), "log": str(log)})
 
     def wait(self, seconds: float) -> list[Outcome]:
@@ -164,8 +169,11 @@ class LocalBackend:
             if "ready" in message:
                 self._can_start = True
                 continue
+            if "begun" in message:
+                worker.unread_job = None
+                continue
             outcomes.append(Outcome(slot, message["state"], message["text"]))
-            worker.log = None
+            worker.log, worker.used = None, True
             if not message["usable"]:
                 self._retire(slot)
                 return outcomes
@@ -174,7 +182,10 @@ class LocalBackend:
                 code = worker.process.wait(MOMENT)
         if code is not None:
             self._retire(slot)
-            if worker.log is not None:
+            if worker.used and worker.unread_job is not None and not self._ending:
+                # It was dying when the job came, which therefore has not begun.
+                self.start(slot, worker.unread_job)
+            elif worker.log is not None:
                 outcomes.append(self._lost(slot, worker, code))
         return outcomes
 

@@ -81,6 +81,7 @@ def serve(run: Run, answers: int, grace: float = GRACE) -> None:
     with os.fdopen(answers, "w", encoding="ascii") as channel, suppress(BrokenPipeError):
         _send(channel, {"ready": os.getpid()})
         for order in parent.orders():
+            _send(channel, {"begun": order["job"]["key"]})
             answer = perform(run, order["job"], Path(order["folder"]), Path(order["log"]))
             parent.busy.clear()
             _send(channel, asdict(answer))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -135,12 +136,21 @@ def test_no_more_workers_than_are_of_use(tmp_path: Path) -> None:
     assert time.monotonic() - begin < 3 * 0.6 + 1.0
 
 
-def test_a_worker_that_died_while_it_had_nothing_to_do_is_not_missed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["before the job comes", "with the job unread"])
+def test_a_worker_that_died_while_it_had_nothing_to_do_is_not_missed(tmp_path: Path, when: str) -> None:
+    killers = []
+
     def kill_idle(event: Event) -> None:
-        if event == Event("started", "b"):
-            pid = results(tmp_path)["a"]["pid"]
-            psutil.Process(pid).kill()
-            assert gone(pid)
+        if event != Event("started", "b"):
+            return
+        worker = psutil.Process(results(tmp_path)["a"]["pid"])
+        if when == "before the job comes":
+            worker.kill()
+            assert gone(worker.pid)
+        else:
+            worker.suspend()
+            killers.append(threading.Timer(0.5, worker.kill))
+            killers[0].start()
 
     assert run_jobs(Schedule([job("a"), job("b")]), LocalBackend(tmp_path, WORKER), 1, kill_idle) == {}
     assert results(tmp_path)["a"]["pid"] != results(tmp_path)["b"]["pid"]

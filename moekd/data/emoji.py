@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, did_you_mean
 from .arrays import ArrayField, ArraySplit, UnitScale, to_float
+from .byte_texts import ByteTexts, to_integers
 from .dataset import DATASETS, Dataset, FieldSpec, Ids, Split
 from .fingerprint import file_digest
 
@@ -25,6 +26,7 @@ TEXT_DIM = 384
 TRAIN_STYLES = ("twemoji", "noto", "fluent-emoji-flat", "emojione")
 UNSEEN_STYLES = ("openmoji",)
 VAL_FRACTION, TEST_FRACTION = 0.1, 0.2
+Captions = Literal["name", "keywords", "name_keywords"]
 
 
 @DATASETS.register("emoji")
@@ -34,7 +36,9 @@ class Emoji(Dataset):
     Splits: `train` (70% of the concepts, training styles), `val` (10% of the concepts, training styles), `test` (20% of
     the concepts, training styles), `test_unseen_style` (training concepts, unseen styles) and `test_unseen_both` (test
     concepts, unseen styles). Concepts are split within each subgroup, so that classes with one or two concepts occur
-    only in `train`. Fields: `image` `[3, 32, 32]` on white, `text` `[384]`.
+    only in `train`. Fields: `image` `[3, 32, 32]` on white, `text` `[384]`; with `captions` also `caption` (raw text as
+    bytes, int64 `[context]`), `caption_mask` (bool `[context]`) and `concept` (int64 `[1]`: pictures of one concept in
+    different styles have the same number).
 
     Args:
         target: what the label is: 98 subgroups or 9 groups.
@@ -44,6 +48,8 @@ class Emoji(Dataset):
         max_train: keep this many training pictures, drawn at random; None keeps all.
         mean: per-channel mean to subtract from pixels in [0, 1]; None subtracts nothing.
         std: per-channel standard deviation to divide by; None divides by nothing.
+        captions: raw text of the concept for models that read text: its name ("red apple"), its keywords, or
+            "name. keywords", of which `text` holds the vectors; None leaves the fields out.
 
     Raises:
         DataError: an unknown style, a style on both sides, or damaged files.
@@ -60,6 +66,7 @@ class Emoji(Dataset):
         max_train: int | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        captions: Captions | None = None,
     ) -> None:
         self.target = target
         self.train_styles, self.unseen_styles = list(train_styles), list(unseen_styles)
@@ -81,6 +88,10 @@ class Emoji(Dataset):
             "image": FieldSpec((3, SIZE, SIZE), "float32", "image"),
             "text": FieldSpec((TEXT_DIM,), "float32", "text"),
         }
+        self.captions = captions
+        self.texts = None if captions is None else ByteTexts([caption(c, captions) for c in self.concepts])
+        if self.texts is not None:
+            self.fields |= self.texts.specs("caption") | {"concept": FieldSpec((1,), "int64", "index")}
 
     def load_splits(self) -> dict[str, Split]:
         """Load the pictures (34 MB as uint8) and cut the splits."""
@@ -115,7 +126,9 @@ class Emoji(Dataset):
         }
 
     def input_recipe(self, field: str) -> dict[str, Any]:
-        """Return the scaling of pictures; texts are MiniLM vectors of 'name. keywords'."""
+        """Return the scaling of pictures and the form of captions; `text` is MiniLM vectors of 'name. keywords'."""
+        if field == "caption" and self.texts is not None:
+            return self.texts.recipe()
         if field != "image":
             return {}
         return {"mean": list(self.scale.mean or ()), "std": list(self.scale.std or ())}
@@ -127,7 +140,7 @@ class Emoji(Dataset):
             "target": self.target,
             "mean": self.scale.mean,
             "std": self.scale.std,
-        }
+        } | ({} if self.captions is None else {"captions": self.captions})
 
     def _split(
         self,
@@ -148,6 +161,10 @@ class Emoji(Dataset):
             "image": ArrayField(images, self.fields["image"], self.scale, ids),
             "text": ArrayField(vectors, self.fields["text"], to_float, row),
         }
+        if self.texts is not None:
+            numbers = np.arange(len(self.concepts))[:, None]
+            arrays |= self.texts.fields("caption", row)
+            arrays["concept"] = ArrayField(numbers, self.fields["concept"], to_integers, row)
         return ArraySplit(name, ids, labels, arrays, table, _Names([c["name"] for c in concepts], style))
 
     def _subset(self, ids: Ids) -> Ids:
@@ -173,6 +190,13 @@ class _Names:
 
     def __call__(self, row: int) -> str:
         return f"{self.names[row]} ({self.styles[row]})"
+
+
+def caption(concept: dict[str, Any], form: Captions) -> str:
+    """Return the text of a concept."""
+    keywords = ", ".join(concept["keywords"])
+    texts = {"name": concept["name"], "keywords": keywords, "name_keywords": f"{concept['name']}. {keywords}"}
+    return str(texts[form])
 
 
 def pack_folder() -> Path:

@@ -48,6 +48,10 @@ def evaluate_run(
         split = with_policy(dataset.split(name), config.data.on_bad_sample, config.data.max_bad_fraction)
         loader = make_loader(split, config.evaluation.batch_size, shuffle=False, num_workers=config.data.num_workers)
         results[name] = evaluate_model(
-            lambda batch: student(batch).require_logits("evaluate"), loader, len(dataset.class_names), device
+            lambda batch: student(batch).require_logits("evaluate"),
+            loader,
+            len(dataset.class_names),
+            device,
+            dataset.void_class,
         )
     return results

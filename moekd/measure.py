@@ -87,6 +87,7 @@ def evaluate(
         _loader(program, accelerator, split),
         program.data.num_classes,
         accelerator.device,
+        program.data.void_class,
     )
 
 

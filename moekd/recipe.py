@@ -129,7 +129,8 @@ class Recipe:
         splits["train"] = with_labels(splits["train"], config.labels, derived_seed(self.config.seed, "labels") % 2**32)
         splits.setdefault("labelled", labelled_part(splits["train"]))  # a data set's own split of this name stays
         batch, seed = self.config.evaluation.batch_size, self.config.seed
-        return RunData(splits, list(dataset.class_names), config.batch_size, batch, config.num_workers, seed)
+        names, void = list(dataset.class_names), dataset.void_class
+        return RunData(splits, names, config.batch_size, batch, config.num_workers, seed, void)
 
     def _corruptions(self) -> list[Corruption]:
         sections = (vars(section) for section in self.config.data.corruptions)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .dataset import Batch, FieldSpec, Ids, Split
+from .dataset import Batch, FieldSpec, Ids, Labels, Split
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ArraySplit(Split):
         self,
         name: str,
         ids: Ids,
-        labels: NDArray[np.int64] | None,
+        labels: Labels | None,
         arrays: Mapping[str, ArrayField],
         table: Mapping[str, Sequence[Any]] | None = None,
         names: Callable[[int], str] | None = None,

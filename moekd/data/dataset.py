@@ -22,10 +22,12 @@ from torch.utils import data
 
 from ..errors import DataError, did_you_mean
 from ..registry import Registry
+from .dense import DenseLabels
 from .fingerprint import digest
 
 Batch = dict[str, Any]
 Ids = NDArray[np.int64]
+Labels = NDArray[np.int64] | DenseLabels
 UNLABELLED = -1
 
 
@@ -53,7 +55,8 @@ class Split(data.Dataset[Batch]):
     Args:
         name: name of the split, for messages.
         ids: sample ids `[N]`, unique over all splits of the data set.
-        labels: class labels `[N]` (-1: unlabelled) or dense `[N, H, W]`; None when there are none.
+        labels: class labels `[N]` (-1: unlabelled), or dense `[N, H, W]` (-1: void), in memory or on disk; None when
+            there are none.
         fields: the fields that `read` fills.
         table: further columns for reports, each of length N (names, groups, styles).
         blocks: block of each row `[N]`, for splits that read rows of one block much faster together (the order of an
@@ -66,14 +69,15 @@ class Split(data.Dataset[Batch]):
         self,
         name: str,
         ids: Ids,
-        labels: NDArray[np.int64] | None,
+        labels: Labels | None,
         fields: Mapping[str, FieldSpec],
         table: Mapping[str, Sequence[Any]] | None = None,
         blocks: Ids | None = None,
     ) -> None:
         self.name = name
         self.ids = np.asarray(ids, dtype=np.int64)
-        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        on_disk = labels is None or isinstance(labels, DenseLabels)
+        self.labels: Labels | None = labels if on_disk else np.asarray(labels, dtype=np.int64)
         self.fields = dict(fields)
         self.table = dict(table or {})
         self.blocks = blocks
@@ -164,9 +168,12 @@ class Dataset:
         num_classes: number of classes.
         class_names: their names, by label.
         fields: what `Split.read` fills, by field name.
+        void_class: a class that is no target and never right (class 0 of NYU-Depth-V2): it has a logit, but does not
+            take part in the means over classes.
     """
 
     kind: ClassVar[str] = ""
+    void_class: int | None = None
     class_names: list[str]
     fields: dict[str, FieldSpec]
 
@@ -230,7 +237,7 @@ def check_splits(splits: Mapping[str, Split], class_names: Sequence[str]) -> Non
     for name, split in splits.items():
         if len(split) == 0:
             raise DataError(f"split '{name}' is empty")
-        if split.labels is not None and split.labels.ndim == 1:
+        if isinstance(split.labels, np.ndarray) and split.labels.ndim == 1:
             least = UNLABELLED if name == "train" else 0
             wrong = np.flatnonzero((split.labels < least) | (split.labels >= len(class_names)))
             if len(wrong):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dataset import Batch, Split, WrappedSplit
+from .dense import DenseLabels
 from .few_labels import FewLabels
 
 
@@ -24,7 +25,8 @@ class Rows(WrappedSplit):
         super().__init__(split)
         self.name, self.part = name, rows
         self.ids = split.ids[rows]
-        self.labels = None if split.labels is None else split.labels[rows]
+        labels = split.labels
+        self.labels = labels.at(rows) if isinstance(labels, DenseLabels) else None if labels is None else labels[rows]
         self.table = {key: [column[row] for row in rows] for key, column in split.table.items()}
         self.blocks = None if split.blocks is None else split.blocks[rows]
 

@@ -17,8 +17,9 @@ from .sums import reduce_over_ranks
 class ConfusionMatrix:
     """Counts (true class, predicted class) pairs on the device; nothing is read back before `compute`.
 
-    Samples whose label is `ignore_index` are left out. When `ignore_index` is one of the classes (void, for instance
-    class 0 of NYU-Depth-V2), a counted sample that is *predicted* as void is an error of its true class.
+    Samples whose label is `ignore_index` are left out, and so are pixels with a negative label (void). When
+    `ignore_index` is one of the classes (void, for instance class 0 of NYU-Depth-V2), a counted sample that is
+    *predicted* as void is an error of its true class.
 
     Args:
         num_classes: C; rows and columns of the matrix.
@@ -63,6 +64,8 @@ class ConfusionMatrix:
         valid = torch.ones_like(labels, dtype=torch.bool)
         if self.ignore_index is not None:
             valid = labels != self.ignore_index
+        if labels.ndim > 1:
+            valid = valid & (labels >= 0)
         predictions = given
         if given.ndim == labels.ndim + 1:
             if given.shape[1] != self.num_classes or given.shape[:1] + given.shape[2:] != labels.shape:

@@ -173,6 +173,6 @@ class ContrastiveDistillation(PairwiseObjective):
 
 def _known_labels(split: Split) -> np.ndarray | None:
     """Return one label an instance, without those that are hidden from the student."""
-    if split.labels is None or split.labels.ndim > 1:
+    if not isinstance(split.labels, np.ndarray) or split.labels.ndim > 1:
         return None
     return np.where(split.mask, split.labels, int(UNLABELLED)) if isinstance(split, FewLabels) else split.labels

@@ -45,7 +45,8 @@ class CrossEntropy(Objective):
         on: who learns from the labels: `student`, `teachers` (every one), `all` (student and teachers), or a
             teacher's name.
         label_smoothing: share of the target mass spread over all classes.
-        ignore_index: label value that does not count, such as the void class of a segmentation set.
+        ignore_index: label value that does not count, such as the void class of a segmentation set. Pixels with a
+            negative label never count.
         classes: only instances of these classes count, so that a teacher becomes a specialist; None: all.
         hidden_labels: read the labels that few-label data hide: for teachers that stand for models trained elsewhere on
             more labels than the student has.
@@ -68,12 +69,12 @@ class CrossEntropy(Objective):
         """Return one loss a model: `{"cross_entropy/student": ...}`."""
         hidden = self.hidden_labels and "hidden_label" in step.batch
         labels = step.batch["hidden_label" if hidden else "label"]
-        mask = (labels != self.ignore_index).flatten(1).any(dim=1) if labels.dim() > 1 else labels != self.ignore_index
-        safe = labels
+        safe = labels.where(labels >= 0, self.ignore_index) if labels.dim() > 1 else labels
+        mask = (safe != self.ignore_index).flatten(1).any(dim=1) if labels.dim() > 1 else safe != self.ignore_index
         if "labelled" in step.batch and not hidden:
             labelled = step.batch["labelled"]
             mask = mask & labelled
-            safe = labels.where(labelled.reshape(-1, *[1] * (labels.dim() - 1)), labels.new_zeros(()))
+            safe = safe.where(labelled.reshape(-1, *[1] * (labels.dim() - 1)), labels.new_zeros(()))
         names = self._models(step.pool)
         if self.classes is not None:
             mask = mask & self._counted(labels, step.signals(names[0]).require_logits("cross_entropy").shape[1])

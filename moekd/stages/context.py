@@ -29,6 +29,7 @@ class RunData:
         eval_batch_size: rows of a batch in validation and tests.
         num_workers: loader processes.
         seed: seed of the data order.
+        void_class: class that does not count in metrics, see `Dataset`.
     """
 
     splits: Mapping[str, Split]
@@ -37,6 +38,7 @@ class RunData:
     eval_batch_size: int
     num_workers: int
     seed: int
+    void_class: int | None = None
 
     @property
     def num_classes(self) -> int:

@@ -57,7 +57,7 @@ def plan_teachers(models: Models, data: RunData, settings: StageSettings) -> Tea
         reads_features=features,
         transforms=len(settings.transforms),
         random_data=train.random,
-        needs_bytes=4 * len(train) * len(wanted) * data.num_classes,
+        needs_bytes=4 * (len(train) if train.labels is None else train.labels.size) * len(wanted) * data.num_classes,
     )
     if settings.cache == "off":
         reason = "switched off"

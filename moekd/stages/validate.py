@@ -26,6 +26,7 @@ def validate_student(context: StageContext, student: Model, split: str) -> dict[
             context.eval_loader(split),
             context.data.num_classes,
             context.device,
+            context.data.void_class,
         )
     finally:
         student.train(mode)

@@ -2,6 +2,7 @@
 
     <folder>/ model.safetensors  config.json  student.pt2 (a program for plain PyTorch)  README.md
 
+A student that tokenizes texts for itself has a program a tower instead: `image_encoder.pt2`, `text_encoder.pt2`.
 `config.json` is written last and has the sha256 of the other files. Teachers, heads, masks and routers stay behind.
 """
 
@@ -9,8 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,20 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .atomic import atomic_directory, write_bytes, write_json, write_text
-from .checkpoint import read_tensors
-from .errors import CheckpointError, ConfigError, DataError, ModelError, UnknownNameError, did_you_mean
-from .manifest import sha256_of
-from .model import Model
-from .student_readme import default_card, usage
-from .torch_program import example_inputs, write_program
+from ..atomic import write_bytes, write_json, write_text
+from ..checkpoint import read_tensors
+from ..errors import CheckpointError, ConfigError, DataError, ModelError
+from ..manifest import sha256_of
+from ..model import Model
+from .parts import NAMES, parts_of, scales
+from .readme import default_card, usage
+from .torch_program import write_program
 
 logger = logging.getLogger(__name__)
 
 FORMAT, FORMAT_VERSION = "moekd-student", 1
-WEIGHTS, CONFIG, PROGRAM, CARD = "model.safetensors", "config.json", "student.pt2", "README.md"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+PROGRAMS = tuple(f"{name}.pt2" for name in NAMES)
 
 
 def export_student(
@@ -52,7 +54,7 @@ def export_student(
         folder: where to write; files of an earlier export are replaced one by one.
         card: head of the README, which a section on how to load the student follows; by default a table of `config`.
         example: a batch to trace the program with; by default zeros of the shapes in "fields".
-        program: also write `student.pt2`. If the network can't be traced, a warning says so and the reason is kept in
+        program: also write the programs. If the network can't be traced, a warning says so and the reason is kept in
             `config.json`; the weights are written all the same.
 
     Raises:
@@ -63,26 +65,50 @@ def export_student(
     weights = _weights(model.network)
     _check_rebuilds(document, weights)
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in (CONFIG, PROGRAM):
+    for stale in (CONFIG, *PROGRAMS):
         (folder / stale).unlink(missing_ok=True)
     write_bytes(folder / WEIGHTS, safetensors.torch.save(weights, metadata={"format": "pt"}))
-    files = [WEIGHTS]
+    files, programs = [WEIGHTS], list[str]()
     if program:
         try:
-            examples = (
-                model.arguments(example) if example is not None else example_inputs(config["fields"], model.inputs)
-            )
-            write_program(model.network, examples, folder / PROGRAM)
-            files.append(PROGRAM)
+            programs = write_programs(model, document, folder, example)
         except (ModelError, DataError) as error:
-            logger.warning("the student is exported without %s: %s", PROGRAM, error)
+            logger.warning("the student is exported without its program: %s", error)
             document["program_missing"] = str(error)
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     head = default_card(document, parameters) if card is None else card.rstrip() + "\n"
-    write_text(folder / CARD, f"{head}\n{usage(document, folder.name, PROGRAM in files)}")
+    write_text(folder / CARD, f"{head}\n{usage(document, folder.name, programs)}")
+    files += programs
     document["files"] = {name: _description(folder / name) for name in (*files, CARD)}
     write_json(folder / CONFIG, document)
     return folder
+
+
+def write_programs(
+    model: Model, document: dict[str, Any], folder: Path, example: Mapping[str, Tensor] | None = None
+) -> list[str]:
+    """Write one traced program a part of a student into a folder; what they take and give goes into `document`.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        ModelError: a part can't be traced; then no program is left.
+    """
+    given = None if example is None else model.arguments(example)
+    training, files, described = model.network.training, list[str](), dict[str, Any]()
+    try:
+        for part in parts_of(model.network, model.inputs, document["fields"], given):
+            files.append(write_program(part, folder / f"{part.name}.pt2").name)
+            described[files[-1]] = {"inputs": list(part.examples), "outputs": list(part.run(part.examples.values()))}
+    except (ModelError, DataError):
+        for name in files:
+            (folder / name).unlink()
+        raise
+    finally:
+        model.network.train(training)
+    document["programs"] = described
+    return files
 
 
 def load_student(folder: Path | str) -> nn.Module:
@@ -117,7 +143,7 @@ def read_student(folder: Path) -> tuple[Path, dict[str, Any]]:
         raise DataError(f"no student in {folder}: {CONFIG} is missing; give a run folder or its 'student' folder")
     try:
         document = json.loads((path / CONFIG).read_bytes())
-        listed = {name: document["files"][name] for name in document["files"] if name in (WEIGHTS, PROGRAM)}
+        listed = {name: document["files"][name] for name in document["files"] if name in (WEIGHTS, *PROGRAMS)}
         form = (document["format"], document["format_version"])
         kind = document["network"]["kind"]
         digests = {name: entry["sha256"] for name, entry in listed.items()}
@@ -145,8 +171,8 @@ def build_network(description: Mapping[str, Any], document: Mapping[str, Any] | 
     Raises:
         ConfigError: unknown kind or option, or an option with the wrong type.
     """
-    from .config.component import build, validate_component
-    from .networks import NETWORKS
+    from ..config.component import build, validate_component
+    from ..networks import NETWORKS
 
     problems: list[str] = []
     component = {"kind": description["kind"], **description.get("options", {})}
@@ -165,52 +191,10 @@ def _data_context(document: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"class_names": list(document["class_names"]), "fields": fields}
 
 
-def export(run: Path, format: str = "safetensors", output: Path | None = None) -> Path:
-    """Export the student of a run; the command line calls this.
-
-    Args:
-        run: run folder or student folder.
-        format: a key of `FORMATS`.
-        output: folder (safetensors) or file (torch_export) to write; by default inside the run, under `export/`.
-
-    Raises:
-        UnknownNameError: unknown format, with the nearest names.
-        DataError: no student there, or `output` exists.
-    """
-    if format not in FORMATS:
-        hint = did_you_mean(format, FORMATS) or f"; known: {', '.join(FORMATS)}"
-        raise UnknownNameError(f"unknown export format {format!r}{hint}")
-    student, document = read_student(Path(run))
-    write, name = FORMATS[format]
-    target = output if output is not None else Path(run) / "export" / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return write(student, document, target)
-
-
-def _export_safetensors(student: Path, document: Mapping[str, Any], target: Path) -> Path:
-    with atomic_directory(target) as temporary:
-        for name in (*document["files"], CONFIG):
-            if name in (WEIGHTS, PROGRAM, CARD, CONFIG):
-                shutil.copyfile(student / name, temporary / name)
-    return target
-
-
-def _export_program(student: Path, document: Mapping[str, Any], target: Path) -> Path:
-    if target.exists():
-        raise DataError(f"{target} exists already; it is not overwritten")
-    return write_program(load_student(student), example_inputs(document["fields"], document["inputs"]), target)
-
-
-FORMATS: dict[str, tuple[Callable[[Path, Mapping[str, Any], Path], Path], str]] = {
-    "safetensors": (_export_safetensors, "safetensors"),
-    "torch_export": (_export_program, PROGRAM),
-}
-
-
 def _document(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
     if missing := [key for key in ("network", "class_names", "fields") if key not in config]:
         raise ConfigError([f"export: '{key}' is missing in the student's configuration" for key in missing])
-    from .config.spec import plain
+    from ..config.spec import plain
 
     names = [str(name) for name in config["class_names"]]
     network = {"options": {}, "context": {"num_classes": len(names)}, **config["network"]}
@@ -221,6 +205,7 @@ def _document(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
         "network": plain(network),
         "inputs": list(model.inputs),
         "class_names": names,
+        "scale": scales(model.network),
         "moekd": version("moekd"),
         "torch": torch.__version__,
     }

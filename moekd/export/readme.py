@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _SAFETENSORS = """\
@@ -13,7 +13,7 @@ With moekd (weights from `model.safetensors`, which can't hold code):
 import moekd
 
 student = moekd.load_student("{folder}")  # a plain torch.nn.Module in eval mode
-logits = student({arguments})  # {shapes}
+{result} = student({arguments})  # {shapes}
 ```
 """
 _PROGRAM = """\
@@ -22,11 +22,10 @@ With PyTorch alone (moekd need not be installed):
 ```python
 import torch
 
-student = torch.export.load("{folder}/student.pt2").module()
-logits = student({arguments})  # any batch size; {shapes}
+{calls}
 ```
 
-`torch.export.load` can run code that a forged file contains. Load `student.pt2` only if you trust whoever gave it to
+`torch.export.load` can run code that a forged file contains. Load a `.pt2` file only if you trust whoever gave it to
 you and its sha256 is the one in `config.json`; otherwise use the weights with moekd.
 """
 
@@ -51,18 +50,33 @@ def default_card(config: Mapping[str, Any], parameters: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def usage(config: Mapping[str, Any], folder: str, program: bool) -> str:
-    """Return the section with the snippets that load the student."""
+def usage(config: Mapping[str, Any], folder: str, programs: Sequence[str]) -> str:
+    """Return the section with the snippets that load the student; `programs` are the names of its `.pt2` files."""
+    described = config.get("programs", {})
+    plain = all(described[name]["outputs"] == ["logits"] for name in programs) if programs else True
     values = {
         "folder": clean(folder),
         "arguments": ", ".join(clean(name) for name in config["inputs"]),
         "shapes": ", ".join(_shape(name, config["fields"].get(name, {})) for name in config["inputs"]),
+        "result": "logits" if plain else "signals",
     }
     parts = ["## Use\n", _SAFETENSORS.format(**values)]
-    if program:
-        parts.append(_PROGRAM.format(**values))
+    if programs:
+        calls = [_call(name, described[name], values) for name in programs]
+        parts.append(_PROGRAM.format(calls="\n".join(calls)))
     parts.append("Each input must be prepared as `config.json` says under `fields` (size, mean, std).\n")
     return "\n".join(parts)
+
+
+def _call(program: str, said: Mapping[str, Any], values: Mapping[str, str]) -> str:
+    name = program.removesuffix(".pt2")
+    inputs, outputs = ", ".join(map(clean, said["inputs"])), ", ".join(map(clean, said["outputs"]))
+    result = "logits" if said["outputs"] == ["logits"] else "said"
+    about = values["shapes"] if inputs == values["arguments"] else f"gives {outputs}"
+    return (
+        f'{name} = torch.export.load("{values["folder"]}/{program}").module()\n'
+        f"{result} = {name}({inputs})  # any batch size; {about}"
+    )
 
 
 def clean(value: Any) -> str:

@@ -14,15 +14,16 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from .atomic import write_bytes
-from .errors import DataError, ModelError
+from ..atomic import write_bytes
+from ..errors import DataError, ModelError
+from .parts import WHOLE, Part
 
 _ALLOWED = re.compile(
     r"(archive_format|archive_version|version|byteorder|\.data/(version|serialization_id)|models/model\.json"
@@ -31,54 +32,36 @@ _ALLOWED = re.compile(
 )
 
 
-def write_program(network: nn.Module, examples: Sequence[Tensor], path: Path) -> Path:
-    """Trace a network with a free batch size and write it atomically.
+def write_program(part: Part, path: Path) -> Path:
+    """Trace a part of a student with a free batch size and write it atomically.
 
     Args:
-        network: module in any mode; a copy on the CPU in eval mode is traced.
-        examples: one tensor an input, `[B, ...]` with B >= 2; only shapes and types matter.
+        part: what to trace; a copy on the CPU in eval mode is traced.
         path: file to write, by convention `*.pt2`.
 
     Raises:
-        ModelError: the network can't be traced, or the program gives other results than the network.
+        ModelError: it can't be traced, or the program gives other results than the network.
         DataError: this torch version would write pickled parts.
     """
-    network, inputs = _portable(network), tuple(example.detach().cpu() for example in examples)
+    module = portable(part.module)
+    inputs = tuple(example.detach().cpu() for example in part.examples.values())
     try:
         with torch.no_grad():
-            program = torch.export.export(network, inputs, dynamic_shapes=_free_batch(network, inputs))
+            program = torch.export.export(module, inputs, dynamic_shapes=free_shapes(part))
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
-            f"{type(network).__name__} can't be traced by torch.export: {reason}; "
+            f"{title(part)} can't be traced by torch.export: {reason}; "
             "export the weights alone (format safetensors), or rewrite data-dependent control flow in forward"
         ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     program.example_inputs = None
-    _compare(network, program.module(), inputs)
+    _compare(part, module, program.module())
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     check_program(buffer, str(path))
     return write_bytes(path, buffer.getvalue())
-
-
-def example_inputs(fields: Mapping[str, Mapping[str, Any]], inputs: Sequence[str]) -> list[Tensor]:
-    """Return two rows of zeros for each input, from the shapes and types of the batch fields.
-
-    Raises:
-        ModelError: a field does not say its shape.
-    """
-    examples = []
-    for name in inputs:
-        field = fields.get(name, {})
-        if "shape" not in field:
-            raise ModelError(f"the shape of input '{name}' is unknown; give it in fields.{name}.shape")
-        dtype = getattr(torch, str(field.get("dtype", "float32")), None)
-        if not isinstance(dtype, torch.dtype):
-            raise ModelError(f"fields.{name}.dtype {field['dtype']!r} is no tensor type; use float32 or int64, say")
-        examples.append(torch.zeros(2, *field["shape"], dtype=dtype))
-    return examples
 
 
 def check_program(file: Path | BinaryIO, name: str | None = None) -> None:
@@ -105,7 +88,7 @@ def check_program(file: Path | BinaryIO, name: str | None = None) -> None:
         raise DataError(f"{where} is no readable program archive: {error}") from error
 
 
-def _portable(network: nn.Module) -> nn.Module:
+def portable(network: nn.Module) -> nn.Module:
     """Copy to the CPU with storage of its own for every tensor, so that nothing else is written along."""
     network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
     for tensor in (*network.parameters(), *network.buffers()):
@@ -113,24 +96,47 @@ def _portable(network: nn.Module) -> nn.Module:
     return network
 
 
-def _free_batch(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+def free_shapes(part: Part) -> tuple[Any, ...]:
     """Mark the first axis of every input as the same free size, in the structure of `forward`'s parameters."""
-    batch = torch.export.Dim("batch", min=1)
-    arguments = inspect.signature(network.forward).bind(*inputs).arguments.values()
-    return tuple(tuple({0: batch} for _ in a) if isinstance(a, tuple) else {0: batch} for a in arguments)
+    batch, named = torch.export.Dim("batch", min=1), dict[str, Any]()
+    for axes in part.free.values():
+        for name, largest in axes.values():
+            named.setdefault(name, torch.export.Dim(name, min=1, max=largest))
+    shapes = [
+        {0: batch} | {axis: named[name] for axis, (name, _) in part.free.get(key, {}).items()} for key in part.examples
+    ]
+    bound = inspect.signature(part.module.forward).bind(*shapes).arguments.values()
+    return tuple(tuple(value) if isinstance(value, tuple) else value for value in bound)
 
 
-def _compare(network: nn.Module, program: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
-    """Run both with 1 and 3 rows (the tracing batch had another size) of random values."""
+def samples(part: Part) -> Iterator[list[Tensor]]:
+    """Yield inputs with 1 and 4 rows (the tracing batch had another size); floats are random, of unit variance.
+
+    Axes of free size are shorter in the second one.
+    """
     generator = torch.Generator().manual_seed(0)
-    for rows in (1, 3):
-        batch = [value[:1].expand(rows, *value.shape[1:]).clone() for value in inputs]
-        for value in batch:
-            if value.is_floating_point():
-                value.normal_(generator=generator)
+    for rows in (1, 4):
+        batch = []
+        for name, value in part.examples.items():
+            chosen = value[torch.arange(rows) % len(value)]
+            for axis in part.free.get(name, ()) if rows > 1 else ():
+                chosen = chosen.narrow(axis, 0, max(1, chosen.shape[axis] - 1))
+            chosen = chosen.clone()
+            batch.append(chosen.normal_(generator=generator) if chosen.is_floating_point() else chosen)
+        yield batch
+
+
+def title(part: Part) -> str:
+    """Return how messages call a part: the class of its network."""
+    network = getattr(part.module, "network", part.module)
+    return type(network).__name__ + ("" if part.name == WHOLE else f" ({part.name})")
+
+
+def _compare(part: Part, network: nn.Module, program: Callable[..., Any]) -> None:
+    for batch in samples(part):
         try:
             with torch.no_grad():
                 torch.testing.assert_close(program(*batch), network(*batch))
         except (AssertionError, RuntimeError) as error:
             reason = str(error).strip()
-            raise ModelError(f"the program of {type(network).__name__} fails with {rows} rows: {reason}") from error
+            raise ModelError(f"the program of {title(part)} fails with {len(batch[0])} rows: {reason}") from error

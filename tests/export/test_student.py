@@ -18,8 +18,9 @@ from torch import nn
 
 from moekd.errors import CheckpointError, ConfigError, DataError, ModelError, UnknownNameError
 from moekd.export import build_network, export, export_student, load_student, read_student
+from moekd.export.parts import Part
+from moekd.export.torch_program import check_program, write_program
 from moekd.model import Model
-from moekd.torch_program import check_program, write_program
 
 FIELDS = {
     "image": {"shape": [1, 28, 28], "dtype": "float32", "modality": "image", "mean": [0.13], "std": [0.31]},
@@ -57,6 +58,10 @@ def make_student(case: str = "lenet5", classes: int = 7) -> tuple[Model, dict]:
 
 def make_inputs(inputs: list[str], rows: int) -> list[torch.Tensor]:
     return [torch.randn(rows, *FIELDS[name]["shape"]) for name in inputs]
+
+
+def part(network: nn.Module, inputs: list[str]) -> Part:
+    return Part("student", network, dict(zip(inputs, make_inputs(inputs, 2), strict=True)))
 
 
 def run_without_moekd(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -110,7 +115,7 @@ def test_program_gives_the_same_logits_where_moekd_can_not_be_imported(tmp_path,
     else:
         folder.mkdir()
         model = Model(Summing().train(), inputs)
-        write_program(model.network, make_inputs(inputs, 2), folder / "student.pt2")
+        write_program(part(model.network, inputs), folder / "student.pt2")
     assert model.network.training
     model.eval()
     batches = {str(rows): make_inputs(inputs, rows) for rows in (1, 2, 5, 64)}
@@ -183,7 +188,7 @@ def test_files_hold_no_local_paths_and_no_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
     model, config = make_student()
     folder = export_student(model, config, tmp_path / "student")
-    home = str(Path(__file__).parents[1]).encode()
+    home = str(Path(__file__).parents[2]).encode()
     for file in folder.iterdir():
         content = file.read_bytes()
         if file.suffix == ".pt2":
@@ -239,7 +244,7 @@ class DataDependent(nn.Module):
 
 def test_untraceable_network_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"DataDependent can't be traced by torch\.export"):
-        write_program(DataDependent(), [torch.zeros(2, 3)], tmp_path / "x.pt2")
+        write_program(Part("student", DataDependent(), {"vector": torch.zeros(2, 3)}), tmp_path / "x.pt2")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,7 @@
 """Transforms of training batches, one mechanism a file."""
 
-from .base import TRANSFORMS, Transform
+from .base import TRANSFORMS, ReplayableTransform, Transform
+from .image_augment import ImageAugment
 from .shift import RandomShift, shift
 
-__all__ = ["TRANSFORMS", "RandomShift", "Transform", "shift"]
+__all__ = ["TRANSFORMS", "ImageAugment", "RandomShift", "ReplayableTransform", "Transform", "shift"]

@@ -44,7 +44,7 @@ class Router(nn.Module):
             student's step; needs a stage of kind `bilevel`), `policy` (a reward; the gate trains itself), `none`.
             Default: `policy` for a gate that trains itself, `aux_only` with `select` or a single chosen teacher (whose
             weight is always 1), else `kd`.
-        mix: what `target` and the signal `task` mix: `probs` or `logits`.
+        mix: what `target` and the signal `task` mix: `probs`, `logits`, `logmeanexp` or `confidence`, see `mixture`.
         experts: names of the teachers and variants that it chooses among, in the order of the axis T; None: all experts
             of the pool.
         oracle_tau: temperature in nats of soft targets of the signal `oracle`; None: hard ones.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 Combine = Literal["select", "loss", "target"]
 Signal = Literal["aux_only", "kd", "task", "oracle", "bilevel", "policy", "none"]
-Mix = Literal["probs", "logits"]
+Mix = Literal["probs", "logits", "logmeanexp", "confidence"]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..distributed import masked_mean
 from ..errors import ModelError
 from .measures import INSTANCES
+from .mixing import mixture
 from .positions import Rows
 from .routing import Mix
 
@@ -25,7 +26,7 @@ def task_loss(step: Step, probs_BT: Tensor, mix: Mix = "probs", rows: Rows = INS
     """Cross-entropy of the teachers' mixture against the label, the mean over the labelled rows.
 
         probs:    -log sum_t p_bt softmax(z_bt)[y_b]
-        logits:   -log softmax(sum_t p_bt z_bt)[y_b]
+        others:   -log softmax(mixture_b)[y_b], see `mixture`
 
     It is the mixture that combine `target` distils from (there at the objective's temperature), so that the gate
     learns whose mixture is right. Both coincide for one teacher, and where all teachers say the same.
@@ -34,8 +35,8 @@ def task_loss(step: Step, probs_BT: Tensor, mix: Mix = "probs", rows: Rows = INS
         ModelError: dense logits.
     """
     logits_BTC, classes_B, known_B = _labelled_logits(step, "task", rows)
-    if mix == "logits":
-        mixture_BC = (probs_BT[:, :, None] * logits_BTC).sum(dim=1)
+    if mix != "probs":
+        mixture_BC = mixture(logits_BTC, probs_BT, mix)
         return masked_mean(F.cross_entropy(mixture_BC, classes_B, reduction="none"), known_B)
     floor = torch.finfo(probs_BT.dtype).tiny
     right_BT = -_cross_entropy(logits_BTC, classes_B)

@@ -150,7 +150,7 @@ class RouterConfig(Section):
     balance: list[Annotated[Spec, Component("balances")]] = []
     combine: Literal["select", "loss", "target"] = "select"
     signal: Literal["aux_only", "kd", "task", "oracle", "bilevel", "policy", "none"] | None = None
-    mix: Literal["probs", "logits"] = "probs"
+    mix: Literal["probs", "logits", "logmeanexp", "confidence"] = "probs"
     experts: Annotated[list[str], MinLen(1)] | None = None
     oracle_tau: Annotated[float, Gt(0)] | None = None
 
@@ -250,16 +250,68 @@ class BaselineConfig(Section):
     stacking: Literal["independent", "cumulative"] | None = None
 
 
+class ZeroShotConfig(Section):
+    """Classification by the names of the classes, through a model's own text tower.
+
+    Attributes:
+        templates: prompts with `{}` at the place of the name; by default three for photos.
+        names: what the classes are called in prompts, in the order of the data set; by default its own names.
+    """
+
+    templates: Annotated[list[str], MinLen(1)] | None = None
+    names: list[str] | None = None
+
+
+class RetrievalConfig(Section):
+    """Retrieval between two modalities, such as pictures and texts.
+
+    Attributes:
+        same: batch field of integers; rows with equal values are right answers for each other. By default `concept`
+            where the data set has such a field, else a row's own partner alone.
+    """
+
+    same: str | None = None
+
+
+class ProbeConfig(Section):
+    """What is fitted on frozen embeddings of the training split, to tell what is in them.
+
+    Attributes:
+        knn_k: neighbours that vote for the class; null leaves this probe out.
+        linear: fit a linear classifier.
+        teachers: fit a linear map from the student's embedding to that of each teacher.
+        train_rows: rows that it is fitted on, evenly spaced over the training rows.
+    """
+
+    knn_k: Positive | None = 10
+    linear: bool = True
+    teachers: bool = True
+    train_rows: Positive = 4000
+
+
 class EvaluationConfig(Section):
     """What is measured at the end.
 
     Attributes:
         splits: test splits.
         batch_size: rows of a batch.
+        embeddings: whether models that give embeddings are measured by them, also in validation.
+        zero_shot: classification by class names; null leaves it out.
+        retrieval: retrieval between two modalities; null leaves it out.
+        probe: probes of frozen embeddings; null leaves them out.
+        max_rows: rows of a split whose embeddings are kept; of larger splits evenly spaced ones.
+        headline: metric that tables and comparisons of runs are about, such as "retrieval_r1"; by default accuracy (mIoU
+            for dense labels), or what is known of a student without a classifier.
     """
 
     splits: Annotated[list[str], MinLen(1)] = ["test"]
     batch_size: Positive = 512
+    embeddings: Literal["auto", "off"] = "auto"
+    zero_shot: ZeroShotConfig | None = ZeroShotConfig()
+    retrieval: RetrievalConfig | None = RetrievalConfig()
+    probe: ProbeConfig | None = ProbeConfig()
+    max_rows: Positive = 20_000
+    headline: SnakeCase | None = None
 
 
 class TrainerConfig(Section):

@@ -5,18 +5,16 @@ Shapes: B batch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..routers.routing import Mix
 from ..signals import Signals
 from .base import OBJECTIVES
-from .contrastive_kd import contrastive_kd
-from .embedding_pair import EmbeddingObjective, TwoEmbeddings
-
-if TYPE_CHECKING:
-    from ..model import Batch
+from .contrastive_kd import contrastive_kd, soft_targets
+from .embedding_pair import TwoEmbeddings
+from .embeddings import Pairs
+from .similarity_pair import Scores, SimilarityObjective
 
 
 def affinity_mimicking(student: TwoEmbeddings, teacher: TwoEmbeddings, scale: float = 50.0) -> Tensor:
@@ -35,30 +33,47 @@ def affinity_mimicking(student: TwoEmbeddings, teacher: TwoEmbeddings, scale: fl
 
 
 @OBJECTIVES.register("affinity")
-class AffinityMimicking(EmbeddingObjective):
+class AffinityMimicking(SimilarityObjective):
     """The student's image-text affinities follow the teacher's at one scale, see `affinity_mimicking`.
 
     Student and teacher give the embeddings `image` and `text` (or those named here); widths may differ between them.
     Add a `contrastive` objective for the hard loss.
 
     Args:
-        teacher: name of a teacher or variant; None: the mean of the losses over all of them.
+        teacher: name of a teacher or variant; None: all of them.
         scale: factor of all cosines.
+        mix: one target for all teachers, `probs`, `logits`, `logmeanexp` or `confidence`, see `mixture`; None: the mean
+            of the losses over the teachers.
+        same: field of integers, such as `concept`: other rows with the same value are left out of a row's softmax, for
+            both models.
         image, text: names of the two embeddings.
     """
 
     name = "affinity"
-    compares_rows = True
 
     def __init__(
-        self, teacher: str | None = None, scale: float = 50.0, image: str = "image", text: str = "text"
+        self,
+        teacher: str | None = None,
+        scale: float = 50.0,
+        mix: Mix | None = None,
+        same: str | None = None,
+        image: str = "image",
+        text: str = "text",
     ) -> None:
         super().__init__()
-        self.teacher = teacher
+        self.teacher, self.mix, self.same = teacher, mix, same
         if scale <= 0:
             raise ConfigError(f"affinity.scale must be positive, found {scale}")
         self.scale, self.image, self.text = scale, image, text
 
-    def pair_with(self, name: str, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
-        """Return `affinity_mimicking` of the two models' embeddings, `[B]`."""
-        return affinity_mimicking(*self.both(student, teacher, self.image, self.text), self.scale)
+    def student_scores(self, student: Signals, pairs: Pairs) -> Scores:
+        """Return the student's scaled similarities, texts of images and images of texts."""
+        return self.scale * pairs.image_to_text, self.scale * pairs.text_to_image
+
+    def teacher_scores(self, name: str, teacher: Signals, pairs: Pairs) -> Scores:
+        """Return the teacher's scaled similarities."""
+        return self.scale * pairs.image_to_text, self.scale * pairs.text_to_image
+
+    def compare(self, student_BN: Tensor, teacher_BN: Tensor) -> Tensor:
+        """Return the cross-entropy with the teacher's distribution, `[B]`."""
+        return soft_targets(student_BN, teacher_BN)

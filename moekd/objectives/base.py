@@ -19,6 +19,7 @@ from ..signals import Signals
 
 if TYPE_CHECKING:
     from ..model import Batch
+    from ..routers.routing import Mix
     from ..step import Step
     from ..teachers import TeacherPool
 
@@ -42,6 +43,10 @@ class Objective(nn.Module):
 
     #: True when the objective reads tapped activations, so that they are recorded.
     reads_features = False
+    #: True when it reads embeddings of teachers, or the heads (scales) that belong to them.
+    reads_embeddings = False
+    #: False when it reads no logits of teachers.
+    reads_logits = True
     #: True when the objective takes teachers through the router and can do with the rows routed to each.
     routable = False
 
@@ -70,6 +75,8 @@ class PairwiseObjective(Objective):
     #: True when the loss of an instance depends on the other instances of the batch: it is then always computed on the
     #: whole batch and never on the rows alone that a teacher got.
     compares_rows = False
+    #: True when `mixed` compares with a mixture of several teachers.
+    mixes_targets = False
     #: Softmax temperature at which teachers' probabilities are mixed for a router that mixes targets.
     temperature: float = 1.0
 
@@ -78,12 +85,37 @@ class PairwiseObjective(Objective):
         names = self.variants(step.pool)
         if not names:
             raise ModelError(f"{self.name} needs a teacher, but the recipe has none; add a 'teachers' section")
-        losses = [self.pair_with(name, step.student, step.signals(name).detach(), step.batch) for name in names]
+        student = self.student_of(step)
+        losses = [self.pair_with(name, student, step.signals(name).detach(), step.batch) for name in names]
         return {self.name: torch.stack(losses).mean(dim=0)}
 
     def variants(self, pool: TeacherPool) -> Sequence[str]:
         """Return the one teacher, or all variants."""
         return [self.teacher] if self.teacher else pool.experts
+
+    def student_of(self, step: Step) -> Signals:
+        """Return what the student says; objectives that show it another input override this."""
+        return step.student
+
+    def mixed(
+        self, student: Signals, teachers: Mapping[str, Signals], weights_BT: Tensor | None, mix: Mix, batch: Batch
+    ) -> Tensor:
+        """Return the loss to one target that is mixed from several teachers, `[B]`.
+
+        Args:
+            student: what the student says.
+            teachers: what the teachers say, in the order of the axis T.
+            weights_BT: weights of the teachers, which sum to 1; None: equal ones.
+            mix: how they are mixed.
+            batch: the batch.
+
+        Raises:
+            ModelError: the objective knows no mixture of targets (`mixes_targets`).
+        """
+        raise ModelError(
+            f"{self.name} compares activations, and teachers' activations can't be mixed as their distributions can; "
+            "use combine: select or loss"
+        )
 
     def pair(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return the loss of every instance, `[B]`."""

@@ -15,50 +15,56 @@ from torch import Tensor, nn
 from ..signals import Signals
 from .base import OBJECTIVES, Loss, Objective
 from .embeddings import LogitScale, Scale, ScaleSource, embedding, model_scale, similarities
+from .equal_rows import equal_rows, matching_loss
 
 if TYPE_CHECKING:
     from ..step import Step
 
 
-def softmax_contrastive(image_BD: Tensor, text_BD: Tensor, scale: Scale) -> Tensor:
+def softmax_contrastive(image_BD: Tensor, text_BD: Tensor, scale: Scale, equal_BN: Tensor | None = None) -> Tensor:
     """InfoNCE of both directions (CLIP: Radford et al., "Learning Transferable Visual Models From Natural Language
     Supervision", ICML 2021, arXiv 2103.00020, figure 3), one value a row:
 
         L_b = 1/2 [ -log softmax_j(scale v_b . t_j)_b - log softmax_j(scale t_b . v_j)_b ],    |v| = |t| = 1
 
-    j runs over the rows of all processes.
+    j runs over the rows of all processes. With `equal_BN` the target is spread over all equal rows, see
+    `matching_loss`.
 
     Args:
         image_BD, text_BD: embeddings `[B, D]` of the same rows; they are normalised here.
         scale: positive factor of the cosines, `exp(logit_scale)`; a column `[B, 1]` is possible.
+        equal_BN: which rows of all processes are the same thing as each own row, `[B, N]`; None: each is its own.
 
     Returns:
         `[B]`; 0 where the batch has one row.
     """
     pairs = similarities(image_BD, text_BD)
-    image_B = F.cross_entropy(scale * pairs.image_to_text, pairs.targets, reduction="none")
-    text_B = F.cross_entropy(scale * pairs.text_to_image, pairs.targets, reduction="none")
+    image_B = matching_loss(scale * pairs.image_to_text, pairs.targets, equal_BN)
+    text_B = matching_loss(scale * pairs.text_to_image, pairs.targets, equal_BN)
     return (image_B + text_B) / 2
 
 
-def sigmoid_contrastive(image_BD: Tensor, text_BD: Tensor, scale: Scale, bias: Scale) -> Tensor:
+def sigmoid_contrastive(
+    image_BD: Tensor, text_BD: Tensor, scale: Scale, bias: Scale, equal_BN: Tensor | None = None
+) -> Tensor:
     """Every pair on its own (SigLIP: Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, arXiv
     2303.15343, equation 1):
 
-        L_b = -sum_j log sigmoid(y_bj (scale v_b . t_j + bias)),    y_bj = 1 for b = j, else -1
+        L_b = -sum_j log sigmoid(y_bj (scale v_b . t_j + bias)),    y_bj = 1 for b = j (or b equal to j), else -1
 
     The sum over the texts j of all processes, so that the mean over the rows is the published loss.
 
     Args:
         image_BD, text_BD: embeddings `[B, D]` of the same rows; they are normalised here.
         scale, bias: numbers, scalars or columns `[B, 1]`; 10 and -10 at the start of training in SigLIP.
+        equal_BN: which rows of all processes are the same thing as each own row, `[B, N]`; None: each is its own.
 
     Returns:
         `[B]`.
     """
     pairs = similarities(image_BD, text_BD)
     logits_BN = scale * pairs.image_to_text + bias
-    sign_BN = pairs.partners.to(logits_BN) * 2 - 1
+    sign_BN = (pairs.partners if equal_BN is None else equal_BN).to(logits_BN) * 2 - 1
     return -F.logsigmoid(sign_BN * logits_BN).sum(dim=1)
 
 
@@ -75,6 +81,8 @@ class Contrastive(Objective):
         initial_scale: first value of a learned scale; None: 1 / 0.07 for `softmax`, 10 for `sigmoid`.
         max_scale: a learned scale stays at or below it.
         initial_bias: first value of the learned bias of `sigmoid`; not used with `scale: model`.
+        same: field of integers, such as `concept`: rows with the same value are no negatives of each other; each is a
+            partner of all of them.
         image, text: names of the two embeddings.
     """
 
@@ -85,11 +93,12 @@ class Contrastive(Objective):
         initial_scale: float | None = None,
         max_scale: float = 100.0,
         initial_bias: float = -10.0,
+        same: str | None = None,
         image: str = "image",
         text: str = "text",
     ) -> None:
         super().__init__()
-        self.form, self.image, self.text = form, image, text
+        self.form, self.same, self.image, self.text = form, same, image, text
         default = 1 / 0.07 if form == "softmax" else 10.0
         self.scale = LogitScale(scale, default if initial_scale is None else initial_scale, max_scale)
         own_bias = form == "sigmoid" and scale != "model"
@@ -100,9 +109,10 @@ class Contrastive(Objective):
         student = step.student
         image, text = (embedding(student, name, "contrastive") for name in (self.image, self.text))
         scale = self.scale(student, "contrastive")
+        equal_BN = equal_rows(step.batch, self.same, "contrastive")
         if self.form == "softmax":
-            return {"contrastive": softmax_contrastive(image, text, scale)}
-        return {"contrastive": sigmoid_contrastive(image, text, scale, self._bias(student))}
+            return {"contrastive": softmax_contrastive(image, text, scale, equal_BN)}
+        return {"contrastive": sigmoid_contrastive(image, text, scale, self._bias(student), equal_BN)}
 
     def _bias(self, student: Signals) -> Tensor:
         return model_scale(student, "contrastive", "logit_bias") if self.bias is None else self.bias

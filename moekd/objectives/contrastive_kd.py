@@ -5,24 +5,16 @@ Shapes: B rows of this process, N rows of all processes; widths of student and t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 
+from ..routers.routing import Mix
 from ..signals import Signals
 from .base import OBJECTIVES
-from .embedding_pair import (
-    EmbeddingObjective,
-    TeacherScale,
-    TwoEmbeddings,
-    check_rows,
-    check_teacher_scale,
-    teacher_scale,
-)
-from .embeddings import LogitScale, Scale, ScaleSource, similarities
-
-if TYPE_CHECKING:
-    from ..model import Batch
+from .embedding_pair import TeacherScale, TwoEmbeddings, check_rows, check_teacher_scale, teacher_scale
+from .embeddings import LogitScale, Pairs, Scale, ScaleSource, similarities
+from .similarity_pair import Scores, SimilarityObjective
 
 Form = Literal["soft_ce", "kl"]
 
@@ -75,26 +67,29 @@ def contrastive_kd(
 
 
 @OBJECTIVES.register("contrastive_kd")
-class ContrastiveKD(EmbeddingObjective):
+class ContrastiveKD(SimilarityObjective):
     """The student's image-text similarities in the batch follow the teacher's, see `contrastive_kd`.
 
     Student and teacher give the embeddings `image` and `text` (or those named here), each of one width per model; the
     widths of the two models may differ. For a scale `model` they give their own scale as the head `logit_scale`.
 
     Args:
-        teacher: name of a teacher or variant; None: the mean of the losses over all of them (for `soft_ce` this is the
-            loss against the mean of their probabilities, as in MobileCLIP).
+        teacher: name of a teacher or variant; None: all of them.
         form: `soft_ce` (open_clip) or `kl` (CLIP-KD).
         student_scale: `learned` (a parameter of this objective), `model` (the student's own, which `contrastive`
             can read too) or a number.
         teacher_scale: `model`, a number, or a number by teacher. The smoothness of the targets depends on it: 50 to 100
             for published CLIP models.
+        mix: one target for all teachers: the mean of their probabilities (`probs`, as in MobileCLIP), of their logits,
+            `logmeanexp` or `confidence`, see `mixture`; None: the mean of the losses over the teachers, which for
+            `soft_ce` has the same value and gradient as `probs`.
+        same: field of integers, such as `concept`: other rows with the same value are left out of a row's softmax, for
+            both models.
         initial_scale, max_scale: first and largest value of a learned scale.
         image, text: names of the two embeddings.
     """
 
     name = "contrastive_kd"
-    compares_rows = True
 
     def __init__(
         self,
@@ -102,21 +97,31 @@ class ContrastiveKD(EmbeddingObjective):
         form: Form = "soft_ce",
         student_scale: ScaleSource = "learned",
         teacher_scale: str | float | dict[str, float] = "model",
+        mix: Mix | None = None,
+        same: str | None = None,
         initial_scale: float = 1 / 0.07,
         max_scale: float = 100.0,
         image: str = "image",
         text: str = "text",
     ) -> None:
         super().__init__()
-        self.teacher = teacher
+        self.teacher, self.mix, self.same = teacher, mix, same
         check_teacher_scale(teacher_scale, "contrastive_kd")
         self.form: Form = form
         self.student_scale = LogitScale(student_scale, initial_scale, max_scale)
         self.teacher_scale: TeacherScale = teacher_scale
         self.image, self.text = image, text
 
-    def pair_with(self, name: str, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
-        """Return `contrastive_kd` of the two models' embeddings, `[B]`."""
-        mine, theirs = self.both(student, teacher, self.image, self.text)
-        scale = teacher_scale(self.teacher_scale, name, teacher, "contrastive_kd")
-        return contrastive_kd(mine, theirs, self.student_scale(student, "contrastive_kd"), scale, self.form)
+    def student_scores(self, student: Signals, pairs: Pairs) -> Scores:
+        """Return the student's scaled similarities, texts of images and images of texts."""
+        scale = self.student_scale(student, self.name)
+        return scale * pairs.image_to_text, scale * pairs.text_to_image
+
+    def teacher_scores(self, name: str, teacher: Signals, pairs: Pairs) -> Scores:
+        """Return the teacher's scaled similarities."""
+        scale = teacher_scale(self.teacher_scale, name, teacher, self.name)
+        return scale * pairs.image_to_text, scale * pairs.text_to_image
+
+    def compare(self, student_BN: Tensor, teacher_BN: Tensor) -> Tensor:
+        """Return `soft_targets`, `[B]`."""
+        return soft_targets(student_BN, teacher_BN, self.form)

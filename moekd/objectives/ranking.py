@@ -5,19 +5,17 @@ Shapes: B rows of this process, N rows of all processes, k candidates a row; wid
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..routers.routing import Mix
 from ..signals import Signals
 from .base import OBJECTIVES
-from .embedding_pair import EmbeddingObjective, TeacherScale, check_teacher_scale, teacher_scale
-from .embeddings import LogitScale, ScaleSource, similarities
-
-if TYPE_CHECKING:
-    from ..model import Batch
+from .embedding_pair import TeacherScale, check_teacher_scale, teacher_scale
+from .embeddings import LogitScale, Pairs, ScaleSource
+from .equal_rows import HIDDEN
+from .similarity_pair import Scores, SimilarityObjective
 
 
 def ranking(student_BN: Tensor, teacher_BN: Tensor, top_k: int | None = None) -> Tensor:
@@ -45,28 +43,30 @@ def ranking(student_BN: Tensor, teacher_BN: Tensor, top_k: int | None = None) ->
     target_Bkk = teacher_Bkk.sigmoid()
     losses = F.binary_cross_entropy_with_logits(student_Bkk, target_Bkk, reduction="none")
     losses = losses - F.binary_cross_entropy_with_logits(teacher_Bkk, target_Bkk, reduction="none")
-    candidates = losses.shape[1]
+    candidates_B = (teacher_BN > HIDDEN / 2).sum(dim=1)
     # Pairs (i, j) and (j, i) say the same, and (i, i) says nothing: the sum over all is twice the one over i < j.
-    return losses.sum(dim=(1, 2)) / max(candidates * (candidates - 1), 1)
+    return losses.sum(dim=(1, 2)) / (candidates_B * (candidates_B - 1)).clamp_min(1)
 
 
 @OBJECTIVES.register("ranking")
-class Ranking(EmbeddingObjective):
+class Ranking(SimilarityObjective):
     """The student ranks texts for images, and images for texts, as the teacher does, see `ranking`; both are averaged.
 
     Student and teacher give the embeddings `image` and `text` (or those named here); their widths may differ.
 
     Args:
-        teacher: name of a teacher or variant; None: the mean of the losses over all of them.
+        teacher: name of a teacher or variant; None: all of them.
         top_k: candidates that are compared, those that the teacher ranks highest; None: all of the batch.
         student_scale: `learned` (a parameter of this objective), `model` (the student's own) or a number.
         teacher_scale: `model`, a number, or a number by teacher.
+        mix: one target for all teachers, `probs`, `logits`, `logmeanexp` or `confidence`, see `mixture`; None: the mean
+            of the losses over the teachers.
+        same: field of integers, such as `concept`: other rows with the same value are no candidates of a row.
         initial_scale, max_scale: first and largest value of a learned scale.
         image, text: names of the two embeddings.
     """
 
     name = "ranking"
-    compares_rows = True
 
     def __init__(
         self,
@@ -74,13 +74,15 @@ class Ranking(EmbeddingObjective):
         top_k: int | None = 16,
         student_scale: ScaleSource = "learned",
         teacher_scale: str | float | dict[str, float] = "model",
+        mix: Mix | None = None,
+        same: str | None = None,
         initial_scale: float = 1 / 0.07,
         max_scale: float = 100.0,
         image: str = "image",
         text: str = "text",
     ) -> None:
         super().__init__()
-        self.teacher = teacher
+        self.teacher, self.mix, self.same = teacher, mix, same
         if top_k is not None and top_k < 2:
             raise ConfigError(f"ranking.top_k must be at least 2 (or null for all), found {top_k}")
         check_teacher_scale(teacher_scale, "ranking")
@@ -89,11 +91,16 @@ class Ranking(EmbeddingObjective):
         self.teacher_scale: TeacherScale = teacher_scale
         self.image, self.text = image, text
 
-    def pair_with(self, name: str, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
-        """Return `ranking` of both directions, averaged, `[B]`."""
-        both = self.both(student, teacher, self.image, self.text)
-        mine, theirs = similarities(*both[0]), similarities(*both[1])
-        g, big_g = self.student_scale(student, "ranking"), teacher_scale(self.teacher_scale, name, teacher, "ranking")
-        image_B = ranking(g * mine.image_to_text, big_g * theirs.image_to_text, self.top_k)
-        text_B = ranking(g * mine.text_to_image, big_g * theirs.text_to_image, self.top_k)
-        return (image_B + text_B) / 2
+    def student_scores(self, student: Signals, pairs: Pairs) -> Scores:
+        """Return the student's scaled similarities, texts of images and images of texts."""
+        scale = self.student_scale(student, self.name)
+        return scale * pairs.image_to_text, scale * pairs.text_to_image
+
+    def teacher_scores(self, name: str, teacher: Signals, pairs: Pairs) -> Scores:
+        """Return the teacher's scaled similarities."""
+        scale = teacher_scale(self.teacher_scale, name, teacher, self.name)
+        return scale * pairs.image_to_text, scale * pairs.text_to_image
+
+    def compare(self, student_BN: Tensor, teacher_BN: Tensor) -> Tensor:
+        """Return `ranking`, `[B]`."""
+        return ranking(student_BN, teacher_BN, self.top_k)

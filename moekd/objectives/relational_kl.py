@@ -17,13 +17,18 @@ from .base import OBJECTIVES
 from .contrastive_kd import soft_targets
 from .embedding_pair import EmbeddingObjective, check_rows
 from .embeddings import embedding, everywhere, own_columns, product, unit
+from .equal_rows import equal_rows, hide
 
 if TYPE_CHECKING:
     from ..model import Batch
 
 
 def relational_kl(
-    student_BD: Tensor, teacher_BD: Tensor, student_scale: float = 10.0, teacher_scale: float = 10.0
+    student_BD: Tensor,
+    teacher_BD: Tensor,
+    student_scale: float = 10.0,
+    teacher_scale: float = 10.0,
+    equal_BN: Tensor | None = None,
 ) -> Tensor:
     """KL divergence between whom each row resembles for the teacher and for the student:
 
@@ -35,6 +40,7 @@ def relational_kl(
     Args:
         student_BD, teacher_BD: embeddings `[B, D]` of one modality, not normalised.
         student_scale, teacher_scale: g, G: 1 / temperature.
+        equal_BN: rows of all processes that are left out of each own row's comparison, `[B, N]`, besides itself.
 
     Returns:
         `[B]`; 0 where the batch has fewer than three rows.
@@ -43,7 +49,8 @@ def relational_kl(
         ModelError: different numbers of rows.
     """
     check_rows(student_BD, teacher_BD, "relational_kl")
-    return soft_targets(_others(student_BD, student_scale), _others(teacher_BD, teacher_scale), "kl")
+    mine, theirs = _others(student_BD, student_scale, equal_BN), _others(teacher_BD, teacher_scale, equal_BN)
+    return soft_targets(mine, theirs, "kl")
 
 
 @OBJECTIVES.register("relational_kl")
@@ -57,6 +64,7 @@ class RelationalKL(EmbeddingObjective):
         teacher: name of a teacher or variant; None: the mean of the losses over all of them.
         modalities: names of the embeddings.
         student_scale, teacher_scale: 1 / temperature of each model's similarities.
+        same: field of integers, such as `concept`: other rows with the same value are left out of a row's softmax.
     """
 
     name = "relational_kl"
@@ -68,9 +76,10 @@ class RelationalKL(EmbeddingObjective):
         modalities: Sequence[str] = ("image",),
         student_scale: float = 10.0,
         teacher_scale: float = 10.0,
+        same: str | None = None,
     ) -> None:
         super().__init__()
-        self.teacher = teacher
+        self.teacher, self.same = teacher, same
         if student_scale <= 0 or teacher_scale <= 0:
             raise ConfigError(f"relational_kl: scales must be positive, found {student_scale} and {teacher_scale}")
         if not modalities:
@@ -80,22 +89,24 @@ class RelationalKL(EmbeddingObjective):
 
     def pair_with(self, name: str, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return `relational_kl`, `[B]`, averaged over the modalities."""
+        equal_BN = equal_rows(batch, self.same, "relational_kl")
         losses = [
             relational_kl(
                 embedding(student, modality, "relational_kl (student)"),
                 embedding(teacher, modality, "relational_kl (teacher)"),
                 self.student_scale,
                 self.teacher_scale,
+                equal_BN,
             )
             for modality in self.modalities
         ]
         return torch.stack(losses).mean(dim=0)
 
 
-def _others(values_BD: Tensor, scale: float) -> Tensor:
+def _others(values_BD: Tensor, scale: float, equal_BN: Tensor | None) -> Tensor:
     """Return the scaled cosines of each row with all rows but itself, `[B, N - 1]`."""
     own_BD = unit(values_BD)
     rows_ND, first = everywhere(own_BD)
     mine_B1 = own_columns(own_BD.shape[0], first, own_BD.device)[:, None]
     columns = torch.arange(max(rows_ND.shape[0] - 1, 0), device=own_BD.device).expand(own_BD.shape[0], -1)
-    return (scale * product(own_BD, rows_ND.T)).gather(1, columns + (columns >= mine_B1).long())
+    return hide(scale * product(own_BD, rows_ND.T), equal_BN).gather(1, columns + (columns >= mine_B1).long())

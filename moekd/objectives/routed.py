@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError
+from ..routers.mixing import mixture
 from ..routers.positions import by_position, mean_over_positions
-from ..signals import Signals, full_precision
+from ..signals import Signals
 from .base import OBJECTIVES, Loss, Objective, PairwiseObjective
 from .kd import KD
 
 if TYPE_CHECKING:
     from ..routers import Routing
+    from ..routers.routing import Mix
     from ..step import Step
     from ..teachers import TeacherPool
 
@@ -45,7 +47,8 @@ class RoutedObjective(Objective):
                 f"routed.objective must compare a student with one teacher; found {type(objective).__name__}"
             )
         self.objective = objective
-        self.reads_features = objective.reads_features
+        self.reads_features, self.reads_embeddings = objective.reads_features, objective.reads_embeddings
+        self.reads_logits = objective.reads_logits
         self.name = "routed"
 
     def forward(self, step: Step) -> Mapping[str, Loss]:
@@ -54,15 +57,7 @@ class RoutedObjective(Objective):
         if routing.positions:
             loss = self._by_position(step, routing)
         elif routing.combine == "target":
-            if self.objective.reads_features and not self.objective.logits_only:
-                raise ModelError(
-                    f"{self.objective.name} compares activations, and teachers' activations can't be mixed as their "
-                    "distributions can; use combine: select or loss"
-                )
-            teacher = mixed_teacher(
-                step.expert_signals.detach().logits, routing.applied_weights, routing.mix, self.objective.temperature
-            )
-            loss = self.objective.pair_with("", step.student, teacher, step.batch)
+            loss = self._to_mixture(step, routing)
         elif step.routes_rows_first and not self.objective.compares_rows:
             loss = self._by_rows(step, routing)
         else:
@@ -87,6 +82,16 @@ class RoutedObjective(Objective):
         else:
             for index, (name, signals) in enumerate(teachers.items()):
                 yield weights_BT[:, index], self.objective.pair_with(name, step.student, signals, step.batch)
+
+    def _to_mixture(self, step: Step, routing: Routing) -> Tensor:
+        """Return the loss to one target that is mixed from what all teachers say."""
+        teachers, weights_BT = step.expert_signals.detach(), routing.applied_weights
+        objective, student = self.objective, self.objective.student_of(step)
+        reads_more = objective.reads_features or objective.reads_embeddings
+        if objective.mixes_targets or (reads_more and not objective.logits_only):
+            return objective.mixed(student, teachers, weights_BT, routing.mix, step.batch)
+        teacher = mixed_teacher(teachers.logits, weights_BT, routing.mix, objective.temperature)
+        return objective.pair_with("", student, teacher, step.batch)
 
     def _by_position(self, step: Step, routing: Routing) -> Tensor:
         """Weigh the losses of every token or pixel on their own, and take the mean over those that count, `[B]`."""
@@ -132,21 +137,14 @@ class RoutedKD(RoutedObjective):
         self.name = "routed_kd"
 
 
-def mixed_teacher(logits_BTC: Tensor, weights_BT: Tensor, mix: str = "probs", temperature: float = 1.0) -> Signals:
-    """Return one teacher whose distribution is the weighted mean of the teachers' distributions.
+def mixed_teacher(logits_BTC: Tensor, weights_BT: Tensor, mix: Mix = "probs", temperature: float = 1.0) -> Signals:
+    """Return one teacher whose distribution is the `mixture` of the teachers' distributions.
 
     With `probs`, `softmax(mixed / T) = sum_t w_t softmax(logits_t / T)`; by the convexity of the KL divergence, the
-    loss against it is at most the weighted sum of the losses. With `logits`, the mean of the logits.
+    loss against it is at most the weighted sum of the losses.
 
     Shape:
         logits_BTC: `[B, T, C, ...]`; weights_BT: `[B, T]`, or `[B, T, ...]` with weights of their own for every
             position; they sum to 1 over T; result: logits `[B, C, ...]`.
     """
-    weights = full_precision(weights_BT).unsqueeze(2)
-    weights = weights.reshape(*weights.shape, *[1] * (logits_BTC.dim() - weights.dim()))
-    logits = full_precision(logits_BTC)
-    if mix == "logits":
-        return Signals((weights * logits).sum(dim=1))
-    log_weights = weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
-    log_probs = (logits / temperature).log_softmax(dim=2)
-    return Signals(temperature * torch.logsumexp(log_weights + log_probs, dim=1))
+    return Signals(mixture(logits_BTC, weights_BT, mix, temperature))

@@ -13,10 +13,11 @@ from .checkpoint import read_tensors
 from .config import ModelConfig, RouterConfig, Spec, build
 from .data import Dataset
 from .errors import ConfigError, MoekdError, did_you_mean
-from .model import Batch, Model, tapped
+from .model import Batch, Model
 from .networks import NETWORKS
 from .randomness import seeded
 from .routers import BALANCES, GATES, SELECTIONS, Router, Shapes
+from .signals import Signals
 from .teachers import MASKS, Mask, Stacking, Teacher, TeacherPool
 
 
@@ -98,29 +99,46 @@ def build_router(
 
 
 def shapes_of(student: Model, pool: TeacherPool, sample: Batch) -> Shapes:
-    """Return the sizes of the batch's fields and of all taps, from which gates and objectives size their weights."""
+    """Return the sizes of the batch's fields, of all taps and of all embeddings, from which gates and objectives size
+    their weights; each model runs once, in eval mode.
+
+    Raises:
+        ConfigError: an embedding is no vector a sample.
+    """
     fields = {name: tuple(value.shape[1:]) for name, value in sample.items() if isinstance(value, Tensor)}
-    models = {"": student, **{name: pool.teacher(name) for name in pool.names}}
-    taps = {
-        name: {tap: shape[1:] for tap, shape in tap_shapes(model, sample).items()} for name, model in models.items()
-    }
-    return Shapes(fields, taps.pop(""), taps)
+    models = {"student": student, **{name: pool.teacher(name) for name in pool.names}}
+    taps: dict[str, dict[str, tuple[int, ...]]] = {}
+    embeddings: dict[str, dict[str, int]] = {}
+    for name, model in models.items():
+        said = _said(model, sample)
+        taps[name] = {tap: tuple(said.features[tap].shape[1:]) for tap in model.taps}
+        embeddings[name] = {modality: _width(name, modality, value) for modality, value in said.embeddings.items()}
+    return Shapes(fields, taps.pop("student"), taps, embeddings)
+
+
+def tap_shapes(model: Model, sample: Batch) -> dict[str, tuple[int, ...]]:
+    """Return the shape of the activation at each tap for a sample batch; the model runs in eval mode."""
+    said = _said(model, sample)
+    return {tap: tuple(said.features[tap].shape) for tap in model.taps}
 
 
 @torch.no_grad()
-def tap_shapes(model: Model, sample: Batch) -> dict[str, tuple[int, ...]]:
-    """Return the shape of the activation at each tap for a sample batch."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def note(tap: str, output: Tensor) -> None:
-        shapes[tap] = tuple(output.shape)
-
+def _said(model: Model, sample: Batch) -> Signals:
     mode = model.training
     model.eval()
-    with tapped(model.network, model.taps, note):
-        model.network(*model.arguments(sample))
-    model.train(mode)
-    return {tap: shapes[tap] for tap in model.taps}
+    try:
+        return model(sample)
+    finally:
+        model.train(mode)
+
+
+def _width(name: str, modality: str, embedding: Tensor) -> int:
+    if embedding.dim() != 2:
+        who = name if name == "student" else f"teachers.{name}"
+        raise ConfigError(
+            f"{who}: the embedding '{modality}' is {list(embedding.shape)}, expected [B, D]: one vector a sample"
+        )
+    return embedding.shape[1]
 
 
 @torch.no_grad()

@@ -24,8 +24,7 @@ class EmbeddingObjective(PairwiseObjective):
     """A pairwise objective on embeddings."""
 
     logits_only = False
-    #: Embeddings, like taps, are not among the logits that a stage keeps of its teachers: these run in every step.
-    reads_features = True
+    reads_logits, reads_embeddings = False, True
 
     def pair(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return the loss to a teacher without a name, `[B]`; nothing that is kept by teacher can be used then."""

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..registry import Injected
+from ..routers import Shapes
 from ..signals import Signals
 from .base import OBJECTIVES
 from .embedding_pair import EmbeddingObjective, TeacherScale, TwoEmbeddings, check_teacher_scale, teacher_scale
 from .embeddings import LogitScale, Scale, ScaleSource, product, similarities
-from .projection import Heads, Projection, check_widths, widths_by_teacher
+from .projection import Heads, PlainProjection, check_widths
 
 if TYPE_CHECKING:
     from ..model import Batch
@@ -73,9 +75,9 @@ class GradientKD(EmbeddingObjective):
         student_scale: `learned` (a parameter of this objective), `model` (the student's own) or a number.
         teacher_scale: `model`, a number, or a number by teacher.
         initial_scale, max_scale: first and largest value of a learned scale.
-        projection: `none`, `linear` or `mlp` heads, one for each teacher and modality.
-        student_dim, teacher_dim: widths for the heads; by teacher where there are several.
+        projection: `auto` (a linear head where the widths differ), `none`, `linear` or `mlp`, see `Heads`.
         image, text: names of the two embeddings.
+        shapes: widths of all embeddings.
     """
 
     name = "gradient_kd"
@@ -88,24 +90,22 @@ class GradientKD(EmbeddingObjective):
         teacher_scale: str | float | dict[str, float] = "model",
         initial_scale: float = 1 / 0.07,
         max_scale: float = 100.0,
-        projection: Projection = "none",
-        student_dim: int | None = None,
-        teacher_dim: int | dict[str, int] | None = None,
+        projection: PlainProjection = "auto",
         image: str = "image",
         text: str = "text",
+        shapes: Injected[Shapes | None] = None,
     ) -> None:
         super().__init__()
         self.teacher = teacher
         check_teacher_scale(teacher_scale, "gradient_kd")
         self.student_scale = LogitScale(student_scale, initial_scale, max_scale)
         self.teacher_scale: TeacherScale = teacher_scale
-        widths = widths_by_teacher(teacher, teacher_dim, self.name)
-        self.heads = Heads(projection, student_dim, widths, (image, text), self.name)
+        self.heads = Heads(projection, shapes, teacher, (image, text), self.name)
         self.image, self.text = image, text
 
     def pair_with(self, name: str, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return `gradient_kd` of the two models' embeddings, `[B]`."""
-        (image, text), theirs = self.both(student, teacher, self.image, self.text)
-        mine = self.heads(name, self.image, image), self.heads(name, self.text, text)
+        image, text = (self.heads.match(name, m, student, teacher) for m in (self.image, self.text))
+        mine, theirs = (image[0], text[0]), (image[1], text[1])
         scale = teacher_scale(self.teacher_scale, name, teacher, "gradient_kd")
         return gradient_kd(mine, theirs, self.student_scale(student, "gradient_kd"), scale)

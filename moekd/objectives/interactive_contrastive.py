@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..registry import Injected
+from ..routers import Shapes
 from ..signals import Signals
 from .base import OBJECTIVES
 from .embedding_pair import EmbeddingObjective, TwoEmbeddings
 from .embeddings import LogitScale, Scale, ScaleSource, everywhere, own_columns, product, unit
-from .projection import Heads, Projection, check_widths, widths_by_teacher
+from .projection import Heads, PlainProjection, check_widths
 
 if TYPE_CHECKING:
     from ..model import Batch
@@ -59,9 +61,9 @@ class InteractiveContrastive(EmbeddingObjective):
         teacher: name of a teacher or variant; None: the mean of the losses over all of them.
         scale: `learned` (a parameter of this objective), `model` (the student's own) or a number.
         initial_scale, max_scale: first and largest value of a learned scale.
-        projection: `none`, `linear` or `mlp` heads, one for each teacher and modality.
-        student_dim, teacher_dim: widths for the heads; by teacher where there are several.
+        projection: `auto` (a linear head where the widths differ), `none`, `linear` or `mlp`, see `Heads`.
         image, text: names of the two embeddings.
+        shapes: widths of all embeddings.
     """
 
     name = "interactive_contrastive"
@@ -73,21 +75,18 @@ class InteractiveContrastive(EmbeddingObjective):
         scale: ScaleSource = "learned",
         initial_scale: float = 1 / 0.07,
         max_scale: float = 100.0,
-        projection: Projection = "none",
-        student_dim: int | None = None,
-        teacher_dim: int | dict[str, int] | None = None,
+        projection: PlainProjection = "auto",
         image: str = "image",
         text: str = "text",
+        shapes: Injected[Shapes | None] = None,
     ) -> None:
         super().__init__()
         self.teacher = teacher
         self.scale = LogitScale(scale, initial_scale, max_scale)
-        widths = widths_by_teacher(teacher, teacher_dim, self.name)
-        self.heads = Heads(projection, student_dim, widths, (image, text), self.name)
+        self.heads = Heads(projection, shapes, teacher, (image, text), self.name)
         self.image, self.text = image, text
 
     def pair_with(self, name: str, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return `interactive_contrastive` of the two models' embeddings, `[B]`."""
-        (image, text), theirs = self.both(student, teacher, self.image, self.text)
-        mine = self.heads(name, self.image, image), self.heads(name, self.text, text)
-        return interactive_contrastive(mine, theirs, self.scale(student, self.name))
+        image, text = (self.heads.match(name, m, student, teacher) for m in (self.image, self.text))
+        return interactive_contrastive((image[0], text[0]), (image[1], text[1]), self.scale(student, self.name))

@@ -45,11 +45,14 @@ class Shapes:
         fields: shape of every batch field, without the batch axis.
         taps: shape of the activation at every tap of the student, without the batch axis.
         teachers: the same for every plain teacher, by its name.
+        embeddings: width of every embedding by modality, of "student" and of every plain teacher by its name. A variant
+            "teacher/tap" has the widths of its teacher.
     """
 
     fields: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     taps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     teachers: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    embeddings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 class GateInput(nn.Module):

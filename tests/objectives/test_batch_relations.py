@@ -27,7 +27,7 @@ from moekd.objectives import (
     softmax_contrastive,
 )
 
-from .towers import arrays, cosine, pair_of, random_pair, softmax, tower_pool, tower_step
+from .towers import arrays, cosine, pair_of, random_pair, softmax, tower_pool, tower_shapes, tower_step
 
 ROWS, SEEDS, SCALES = st.integers(1, 6), st.integers(0, 10_000), st.floats(0.5, 40.0)
 
@@ -189,9 +189,9 @@ def test_objectives_read_scales_biases_and_modalities() -> None:
 @pytest.mark.parametrize("kind", [InteractiveContrastive, GradientKD])
 def test_heads_for_a_teacher_of_another_width(kind) -> None:
     step = tower_step(tower_pool(9))
-    with pytest.raises(ModelError, match="set projection, student_dim and teacher_dim"):
+    with pytest.raises(ModelError, match="'image' has 6 numbers in the student and 9 in teacher 't0'"):
         kind()(step)
-    objective = kind("t0", projection="linear", student_dim=6, teacher_dim=9)
+    objective = kind("t0", shapes=tower_shapes(9))
     (loss,) = objective(step).values()
     loss.mean().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in objective.heads.parameters())

@@ -10,9 +10,11 @@ from torch import nn
 
 from moekd.errors import ConfigError, ModelError
 from moekd.objectives import EmbeddingKD, embedding_distance, reduce
+from moekd.routers import Shapes
+from moekd.signals import Signals
 from moekd.teachers import TargetNorm
 
-from .towers import make_towers, pair_of, tower_pool, tower_step
+from .towers import pair_of, tower_pool, tower_shapes, tower_step
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -66,7 +68,7 @@ def test_modalities_are_averaged_and_distances_weighted() -> None:
 @pytest.mark.parametrize("projection", ["linear", "mlp"])
 def test_each_teacher_has_a_head_of_its_width(projection) -> None:
     pool = tower_pool(4, 9)
-    objective = EmbeddingKD(projection=projection, student_dim=6, teacher_dim={"t0": 4, "t1": 9})
+    objective = EmbeddingKD(projection=projection, shapes=tower_shapes(4, 9))
     step = tower_step(pool)
     student = step.student.embeddings["image"]
     expected = [
@@ -85,7 +87,7 @@ def test_targets_are_normalised_and_heads_folded_back(normalise, projection) -> 
     pool = tower_pool(6, 4)
     widths = {"t0": 6, "t1": 4}
     objective = EmbeddingKD(
-        distances={"mse": 1.0}, projection=projection, student_dim=6, teacher_dim=widths, normalise=normalise
+        distances={"mse": 1.0}, projection=projection, normalise=normalise, shapes=tower_shapes(6, 4)
     )
     step = tower_step(pool, rows=32)
     loss = reduce(objective(step)["embedding_kd"])
@@ -106,7 +108,7 @@ def test_targets_are_normalised_and_heads_folded_back(normalise, projection) -> 
 
 
 def test_statistics_change_in_training_only_and_travel_in_the_state() -> None:
-    options = {"teacher_dim": {"t0": 6}, "normalise": "zscore"}
+    options = {"shapes": tower_shapes(6), "normalise": "zscore"}
     objective, step = EmbeddingKD(**options), tower_step(tower_pool(6))
     with torch.no_grad():
         objective(step)
@@ -134,9 +136,8 @@ def test_a_loud_teacher_does_not_drown_a_quiet_one() -> None:
         objective = EmbeddingKD(
             distances={"mse": 1.0},
             projection="linear",
-            student_dim=6,
-            teacher_dim={"t0": 6, "t1": 6},
             normalise=normalise,
+            shapes=tower_shapes(6, 6),
         )
         step = tower_step(pool, rows=64)
         pairs = [objective.pair_with(name, step.student, step.signals(name), step.batch) for name in pool.names]
@@ -147,28 +148,73 @@ def test_a_loud_teacher_does_not_drown_a_quiet_one() -> None:
 
 
 def test_raw_head_without_normalisation_is_the_head() -> None:
-    objective = EmbeddingKD("t0", projection="linear", student_dim=6, teacher_dim=4)
+    objective = EmbeddingKD("t0", projection="linear", shapes=tower_shapes(4))
     assert objective.raw_head("t0", "image") is objective.heads.head("t0", "image")
     assert isinstance(objective.raw_head("t0", "image"), nn.Linear)
 
 
+def test_heads_are_where_widths_differ_or_targets_are_normalised() -> None:
+    objective = EmbeddingKD(shapes=tower_shapes(6, 9))
+    assert set(objective.heads.heads) == {"t1:image"}
+    step = tower_step(tower_pool(6, 9))
+    mine, target = objective.heads.match("t0", "image", step.student, step.signals("t0"))
+    assert mine is step.student.embeddings["image"]
+    assert target.shape == mine.shape
+    reduce(objective(step)["embedding_kd"]).backward()
+    assert set(EmbeddingKD(normalise="ema", shapes=tower_shapes(6, 9)).heads.heads) == {"t0:image", "t1:image"}
+    assert set(EmbeddingKD("t0", projection="mlp", shapes=tower_shapes(6, 9)).heads.heads) == {"t0:image"}
+
+
+def test_variants_have_the_head_of_their_teacher() -> None:
+    objective = EmbeddingKD("t0/image", shapes=tower_shapes(9))
+    assert objective.heads.head("t0/image", "image") is objective.heads.head("t0", "image")
+
+
+def test_common_modalities_join_teachers_of_texts_and_of_pictures() -> None:
+    shapes = Shapes(embeddings={"student": {"image": 6, "text": 6}, "t0": {"image": 9}, "t1": {"text": 6, "audio": 3}})
+    objective = EmbeddingKD(modalities="common", shapes=shapes)
+    assert objective.heads.widths == {("t0", "image"): (6, 9), ("t1", "text"): (6, 6)}
+    step = tower_step(tower_pool(9, 6))
+    image = Signals(embeddings={"image": step.signals("t0").embeddings["image"]})
+    text = Signals(embeddings={"text": step.signals("t1").embeddings["text"]})
+    found = objective.pair_with("t0", step.student, image, step.batch)
+    head = objective.heads.head("t0", "image")
+    torch.testing.assert_close(
+        found, embedding_distance(head(step.student.embeddings["image"]), image.embeddings["image"])
+    )
+    found = objective.pair_with("t1", step.student, text, step.batch)
+    torch.testing.assert_close(found, embedding_distance(step.student.embeddings["text"], text.embeddings["text"]))
+    with pytest.raises(ModelError, match="'common': teacher 't0' gives none, the student image, text"):
+        objective.pair_with("t0", step.student, Signals(), step.batch)
+    sounds = Shapes(embeddings={"student": {"image": 6}, "t0": {"image": 9}, "t1": {"audio": 6}})
+    with pytest.raises(ConfigError, match="'common': teacher 't1' gives audio, the student image"):
+        EmbeddingKD(modalities="common", shapes=sounds)
+    with pytest.raises(ConfigError, match=r"'common'.*give 'shapes'"):
+        EmbeddingKD(modalities="common")
+
+
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"\(6, 6\) and the teacher's \(6, 9\) differ; set projection"):
+    with pytest.raises(ModelError, match="'image' has 6 numbers in the student and 9 in teacher 't0'"):
         EmbeddingKD()(tower_step(tower_pool(9)))
-    with pytest.raises(ConfigError, match="needs student_dim and teacher_dim"):
+    with pytest.raises(ConfigError, match="'image' has 6 numbers in the student and 9 in teacher 't1'") as caught:
+        EmbeddingKD(modalities=["image", "text"], projection="none", shapes=tower_shapes(6, 9))
+    assert len(caught.value.problems) == 2
+    with pytest.raises(ConfigError, match=r"projection 'linear'.*give 'shapes'"):
         EmbeddingKD(projection="linear")
-    with pytest.raises(ConfigError, match="one number, but the objective takes all teachers"):
-        EmbeddingKD(projection="linear", student_dim=6, teacher_dim=9)
-    with pytest.raises(ConfigError, match="positive widths"):
-        EmbeddingKD("t0", projection="linear", student_dim=6, teacher_dim=0)
-    with pytest.raises(ConfigError, match="'phi_s' needs teacher_dim"):
+    with pytest.raises(ConfigError, match="'phi_s': the targets' widths are not known"):
         EmbeddingKD(normalise="phi_s")
+    with pytest.raises(ConfigError, match="no teacher 'tO'; did you mean 't0'"):
+        EmbeddingKD("tO", shapes=tower_shapes(9))
+    with pytest.raises(ConfigError, match="the student gives no embedding 'audio'; it gives image, text"):
+        EmbeddingKD(modalities=["audio"], shapes=tower_shapes(9))
     with pytest.raises(ConfigError, match="distances takes cosine, smooth_l1, mse"):
         EmbeddingKD(distances={"l2": 1.0})
     with pytest.raises(ConfigError, match="modalities is empty"):
         EmbeddingKD(modalities=[])
-    objective = EmbeddingKD(projection="linear", student_dim=6, teacher_dim={"t0": 9})
+    objective = EmbeddingKD(projection="linear", shapes=tower_shapes(9))
     with pytest.raises(ModelError, match="no head for teacher 't1'"):
         objective(tower_step(tower_pool(9, 9)))
+    with pytest.raises(ModelError, match="no head for teacher 't1'"):
+        EmbeddingKD(shapes=tower_shapes(6), normalise="zscore", projection="mlp")(tower_step(tower_pool(6, 6)))
     with pytest.raises(ModelError, match="no statistics of teacher 't1'"):
-        EmbeddingKD(teacher_dim={"t0": 6}, normalise="zscore")(tower_step(tower_pool(6, 6), make_towers()))
+        EmbeddingKD(shapes=tower_shapes(6), normalise="zscore", projection="none")(tower_step(tower_pool(6, 6)))

@@ -39,13 +39,13 @@ from moekd.objectives import (
     reduce,
 )
 from moekd.objectives.embeddings import LogitScale
-from moekd.routers import Dense, Gate, Router, TopK
+from moekd.routers import Dense, Gate, Router, Shapes, TopK
 from moekd.signals import Signals
 from moekd.step import Models, Step
 from moekd.teachers import Teacher, TeacherPool
 
 from ..builders import make_batch, make_pool, make_step
-from .towers import make_towers, tower_pool, tower_step, towers
+from .towers import make_towers, tower_pool, tower_shapes, tower_step, towers
 
 PAIRWISE: dict[str, Callable[[], PairwiseObjective]] = {
     "contrastive_kd": ContrastiveKD,
@@ -53,9 +53,9 @@ PAIRWISE: dict[str, Callable[[], PairwiseObjective]] = {
     "affinity": AffinityMimicking,
     "embedding_kd": lambda: EmbeddingKD(modalities=["image", "text"], distances={"cosine": 1.0, "mse": 1.0}),
     "embedding_kd_normalised": lambda: EmbeddingKD(
-        distances={"mse": 1.0}, teacher_dim={"t0": 6, "t1": 6}, normalise="phi_s"
+        distances={"mse": 1.0}, normalise="phi_s", projection="none", shapes=tower_shapes(6, 6)
     ),
-    "embedding_kd_heads": lambda: EmbeddingKD(projection="linear", student_dim=6, teacher_dim={"t0": 6, "t1": 6}),
+    "embedding_kd_heads": lambda: EmbeddingKD(projection="linear", shapes=tower_shapes(6, 6)),
     "interactive_contrastive": InteractiveContrastive,
     "relational_kl": lambda: RelationalKL(modalities=["image", "text"]),
     "soft_bce": lambda: SoftBCE(form="kl"),
@@ -224,12 +224,10 @@ def test_models_without_embeddings_are_refused_by_name(name: str) -> None:
                 "modalities": ["image", "text"],
                 "distances": {"cosine": 0.9, "smooth_l1": 0.1},
                 "projection": "mlp",
-                "student_dim": 8,
-                "teacher_dim": {"clip": 16, "dino": 12},
                 "normalise": "phi_s",
             },
         ),
-        ("interactive_contrastive", {"teacher": "clip", "projection": "linear", "student_dim": 8, "teacher_dim": 16}),
+        ("interactive_contrastive", {"teacher": "clip", "projection": "linear"}),
         ("relational_kl", {"modalities": ["text"]}),
         ("soft_bce", {"teacher_scale": 100.0, "teacher_bias": -10.0}),
         ("ranking", {"top_k": None}),
@@ -241,7 +239,9 @@ def test_can_be_written_in_a_config(kind: str, options: dict[str, Any]) -> None:
     spec = validate_component(OBJECTIVES, {"kind": kind, **options}, "objective", problems)
     assert problems == []
     assert spec is not None
-    objective = build(spec, OBJECTIVES, num_classes=3)
+    widths = {"student": 8, "clip": 16, "dino": 12}
+    shapes = Shapes(embeddings={name: {"image": dim, "text": dim} for name, dim in widths.items()})
+    objective = build(spec, OBJECTIVES, num_classes=3, shapes=shapes)
     assert isinstance(objective, Objective)
 
 

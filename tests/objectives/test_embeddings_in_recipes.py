@@ -43,16 +43,15 @@ def _towers() -> Iterator[None]:
 
 TOWERS = {"kind": "two_towers", "inputs": ["left", "right"]}
 WIDTHS = {"narrow": 4, "wide": 9}
-HEADS = {"projection": "linear", "student_dim": 6, "teacher_dim": WIDTHS}
 EVERY = [
     {"kind": "contrastive_kd"},
     {"kind": "affinity"},
-    {"kind": "embedding_kd", "modalities": ["image", "text"], "normalise": "phi_s", "refresh_every": 2, **HEADS},
-    {"kind": "interactive_contrastive", **HEADS},
+    {"kind": "embedding_kd", "modalities": ["image", "text"], "normalise": "phi_s", "refresh_every": 2},
+    {"kind": "interactive_contrastive"},
     {"kind": "relational_kl"},
     {"kind": "soft_bce"},
     {"kind": "ranking", "top_k": 3},
-    {"kind": "gradient_kd", **HEADS},
+    {"kind": "gradient_kd"},
 ]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moekd.model import Model
+from moekd.routers import Shapes
 from moekd.signals import Signals
 from moekd.step import Models, Step
 from moekd.teachers import Teacher, TeacherPool
@@ -60,6 +61,12 @@ def tower_pool(*dims: int) -> TeacherPool:
 def tower_step(pool: TeacherPool, student: Model | None = None, rows: int = 6, router=None, **options) -> Step:
     """Return a step of two-tower models."""
     return Step(make_batch(rows), Models(student or make_towers(), pool, router), **options)
+
+
+def tower_shapes(*dims: int, student: int = 6) -> Shapes:
+    """Return the widths of `make_towers()` and of the pool `tower_pool(*dims)`."""
+    widths = {"student": student, **{f"t{i}": dim for i, dim in enumerate(dims)}}
+    return Shapes(embeddings={name: {"image": dim, "text": dim} for name, dim in widths.items()})
 
 
 def pair_of(signals: Signals) -> tuple[Tensor, Tensor]:

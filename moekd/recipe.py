@@ -194,6 +194,7 @@ class Recipe:
             patience=config.patience,
             clip_norm=config.clip_norm,
             accumulate=config.accumulate,
+            micro_batch=config.micro_batch,
             ema=config.ema,
             cache=config.cache,
             split=config.split,

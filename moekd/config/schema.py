@@ -205,6 +205,9 @@ class StageConfig(Section):
         patience: epochs without a better metric after which the stage ends.
         clip_norm: largest norm of the gradient.
         accumulate: batches whose gradients are added up before a step.
+        micro_batch: rows of a forward of student and frozen teachers, in one process, while the losses see the whole
+            batch: the student runs again in the backward pass, so that large contrastive batches fit in memory. Not
+            with batch normalisation in the student.
         ema: decay of an exponential moving average of the student's weights.
         cache: where the signals of frozen teachers are kept.
         split: what the stage trains on: `train`; `labelled`, the rows of it that have a label; or `val`, so that a
@@ -226,6 +229,7 @@ class StageConfig(Section):
     patience: Positive | None = None
     clip_norm: Annotated[float, Gt(0)] | None = None
     accumulate: Positive = 1
+    micro_batch: Positive | None = None
     ema: Annotated[float, Gt(0), Lt(1)] | None = None
     cache: Literal["auto", "memory", "off"] = "auto"
     split: str = "train"

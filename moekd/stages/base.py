@@ -62,6 +62,8 @@ class StageSettings:
         patience: epochs without a better metric until the stage ends.
         clip_norm: largest norm of the gradient.
         accumulate: batches for one optimizer step.
+        micro_batch: rows of a forward of the models, of one process, while losses see the whole batch (gradient
+            caching); None: all rows at once.
         ema: decay of the moving average of the student's weights, which is validated and kept in place of the raw
             weights.
         cache: may the logits of frozen teachers be computed once: `auto` decides, `memory` insists, `off` never.
@@ -80,6 +82,7 @@ class StageSettings:
     patience: int | None = None
     clip_norm: float | None = None
     accumulate: int = 1
+    micro_batch: int | None = None
     ema: float | None = None
     cache: Literal["auto", "memory", "off"] = "auto"
     split: str = "train"

@@ -91,6 +91,8 @@ class BilevelStage(TrainStage):
             raise ConfigError(f"{place} trains a router with the signal 'bilevel', found '{router.signal}'")
         if set(settings.trains) - {"objectives"} != {"student", "router"}:
             raise ConfigError(f"{place} trains student and router, no more and no less; found {list(settings.trains)}")
+        if settings.micro_batch is not None:
+            raise ConfigError(f"{place} differentiates through a whole step: leave micro_batch out")
         if not list(router.parameters()):
             raise ConfigError(f"{place}: the router has no parameters to train")
         if len(data.split(self.held_out)) < 1 or self.held_out == settings.split:

@@ -24,6 +24,7 @@ from ..step import Models
 from .base import STAGES, Stage, StageSettings
 from .context import RunData, StageContext
 from .fit_gates import fit_gates
+from .grad_cache import refuse_batch_norm
 from .guard import FiniteGuard
 from .loop_state import LoopState, adopt_options, copy_weights, load_weights, options_of
 from .teacher_plan import build_cache, plan_teachers
@@ -79,6 +80,8 @@ class TrainLoop:
     def __init__(self, settings: StageSettings, context: StageContext, resume: Mapping[str, Any] | None) -> None:
         self.settings, self.context = settings, context
         self.modules = train_only(context.models, settings.trains, nn.ModuleList(settings.objectives))
+        if settings.micro_batch is not None:
+            refuse_batch_norm(context.models.student, f"stages.{settings.name}")
         parameters = parameters_of(self.optimized().values())
         if not parameters:
             raise ConfigError(f"stage '{settings.name}' has nothing to train: 'trains' names no module with parameters")
@@ -90,7 +93,13 @@ class TrainLoop:
         if resume is None:
             fit_gates(context, settings, cache)
         self.module = TrainingStep(
-            context.models, settings.objectives, settings.transforms, plan.variants, plan.features, cache
+            context.models,
+            settings.objectives,
+            settings.transforms,
+            plan.variants,
+            plan.features,
+            cache,
+            settings.micro_batch,
         )
         self.batches = len(context.train_loader(settings.name, 0, split=settings.split))
         self.total_steps = settings.steps or math.ceil(self.batches / settings.accumulate) * (settings.epochs or 1)

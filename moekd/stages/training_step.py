@@ -13,6 +13,7 @@ from ..objectives import Objective, reduce
 from ..schedules import Progress, Schedule
 from ..step import Models, Step, TeacherSource
 from ..transforms import Transform
+from .grad_cache import in_chunks
 
 
 class WeightedObjective(nn.Module):
@@ -47,6 +48,7 @@ class TrainingStep(nn.Module):
         variants: teachers and variants to run in one forward a teacher.
         features: record the teachers' taps.
         cache: signals of frozen teachers by sample id; None runs them.
+        micro_batch: rows of a forward of student and teachers in training, see `in_chunks`; None: all rows at once.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class TrainingStep(nn.Module):
         variants: Sequence[str] = (),
         features: bool = False,
         cache: TeacherSource | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__()
         self.models = models
@@ -64,6 +67,7 @@ class TrainingStep(nn.Module):
         self.objectives = nn.ModuleList(objectives)
         self.transforms = nn.ModuleList(transforms)
         self.variants, self.features, self.cache = list(variants), features, cache
+        self.micro_batch = micro_batch
 
     def forward(self, batch: Batch, progress: Progress, training: bool = True) -> dict[str, Any]:
         """Return the loss to minimise and, detached, what went into it.
@@ -76,7 +80,8 @@ class TrainingStep(nn.Module):
             for transform in self.transforms:
                 batch = transform(batch, progress)
         cache = self.cache if training else None
-        step = Step(batch, self.models, progress, training, self.variants, self.features, cache)
+        models = in_chunks(self.models, self.micro_batch) if training and self.micro_batch else self.models
+        step = Step(batch, models, progress, training, self.variants, self.features, cache)
         total: Tensor | float = 0.0
         terms: dict[str, Tensor] = {}
         for weighted in self.objectives:

@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .api import distill, load_student
+    from .inference import Predictor, embed, predict, search
     from .model import Model
     from .recipe import Recipe
     from .signals import Signals
@@ -16,13 +17,28 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Model": ".model",
+    "Predictor": ".inference",
     "Recipe": ".recipe",
     "Signals": ".signals",
     "Step": ".step",
     "distill": ".api",
+    "embed": ".inference",
     "load_student": ".api",
+    "predict": ".inference",
+    "search": ".inference",
 }
-__all__ = ["Model", "Recipe", "Signals", "Step", "distill", "load_student"]
+__all__ = [
+    "Model",
+    "Predictor",
+    "Recipe",
+    "Signals",
+    "Step",
+    "distill",
+    "embed",
+    "load_student",
+    "predict",
+    "search",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from moekd.api import Run
 from moekd.errors import ConfigError
 from moekd.evaluate_run import evaluate_run
 from moekd.model import Model
-from moekd.predict import predict
+from moekd.inference import predict
 from moekd.recipe import Recipe
 
 from .engine.conftest import _tiny_kinds  # noqa: F401

@@ -15,6 +15,7 @@ from .benchmark import benchmark
 from .data import data
 from .inspection import check, list_kinds
 from .results import evaluate, export, predict, report
+from .serve import serve
 from .train import distill
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (distill, ablate, benchmark, check, evaluate, predict, report, export):
+for command in (distill, ablate, benchmark, check, evaluate, predict, serve, report, export):
     app.command()(command)
 app.command("list")(list_kinds)
 app.add_typer(data, name="data")

@@ -31,17 +31,52 @@ def evaluate(
 def predict(
     run: RunArgument,
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Pictures, or .npy arrays of the field's shape.")
-    ],
-    top: Annotated[int, typer.Option(min=1, help="Classes to print for each input.")] = 5,
+        list[Path] | None,
+        typer.Argument(
+            metavar="[INPUT]...", help="Pictures, folders of pictures, or .npy arrays of the field's shape."
+        ),
+    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="The same as INPUT; may be repeated.")] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A,B,C", help="What to choose from, default the student's classes; may be repeated."),
+    ] = None,
+    templates: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help='Prompt for labels, "a photo of a {}."; may be repeated.'),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Rank the pictures by how well they fit this text; may be repeated.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Labels to print for each input, or pictures for each text.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write embeddings to a .safetensors or .json file instead.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs in a batch.")] = 64,
+    device: Annotated[str, typer.Option(help="Where to run: `cpu`, `cuda`, `mps`.")] = "cpu",
 ) -> None:
-    """Classify files with the student of RUN (or an exported student's folder)."""
-    from ..predict import predict as run_predict
+    """Ask the student of RUN (or an exported student's folder) about files.
 
-    for prediction in run_predict(run, inputs, top):
-        typer.echo(prediction.path)
-        for name, probability in prediction.classes:
-            typer.echo(f"  {100 * probability:5.1f} %  {name}")
+    Examples: `moekd predict RUN a.png`, `moekd predict RUN --image a.png --labels "cat,dog"`,
+    `moekd predict RUN pictures/ --text "two dogs"`, `moekd predict RUN --text "a cat" --output cat.safetensors`.
+    """
+    from .answers import answer
+
+    lines = answer(
+        run,
+        [*(inputs or ()), *(image or ())],
+        labels=labels,
+        templates=templates,
+        texts=text or (),
+        top=top,
+        output=output,
+        as_json=as_json,
+        batch_size=batch_size,
+        device=device,
+    )
+    for line in lines:
+        typer.echo(line)
 
 
 def report(

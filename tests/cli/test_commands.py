@@ -21,7 +21,19 @@ from moekd.config import load_rooms
 
 from ..engine.tiny import full
 
-COMMANDS = ["distill", "benchmark", "check", "evaluate", "predict", "report", "export", "list", "data", "data prepare"]
+COMMANDS = [
+    "distill",
+    "benchmark",
+    "check",
+    "evaluate",
+    "predict",
+    "serve",
+    "report",
+    "export",
+    "list",
+    "data",
+    "data prepare",
+]
 
 
 def plain(text: str) -> str:
@@ -136,11 +148,12 @@ def test_predict_reads_pictures_and_arrays(moekd, finished: Path, tmp_path: Path
 def test_predict_refuses_other_files(moekd, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     np.save(tmp_path / "wide.npy", np.zeros((1, 8, 9), np.float32))
+    (tmp_path / "empty").mkdir()
     for name, part in (
         ("text.png", "is no readable picture"),
         ("wide.npy", "holds an array of shape (1, 8, 9); the student takes (1, 8, 8)"),
         ("missing.png", "no file"),
-        ("", "no file"),
+        ("empty", "no picture in the folder"),
     ):
         said = moekd("predict", finished, tmp_path / name)
         assert said.code == 1

@@ -199,8 +199,8 @@ def test_can_be_routed_and_keeps_its_negatives(name: str, hard: bool) -> None:
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_kept_logits_of_the_teachers_are_not_enough(name: str) -> None:
     objective = seeded(PAIRWISE[name])
-    assert objective.reads_features
-    assert RoutedObjective(objective).reads_features
+    assert objective.reads_embeddings
+    assert RoutedObjective(objective).reads_embeddings
     assert not objective.logits_only
 
 

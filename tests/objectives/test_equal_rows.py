@@ -19,10 +19,14 @@ from moekd.objectives import (
     AffinityMimicking,
     Contrastive,
     ContrastiveKD,
+    GradientKD,
+    InteractiveContrastive,
     Objective,
     Ranking,
     RelationalKL,
     SoftBCE,
+    contrastive_gradients,
+    interactive_contrastive,
     softmax_contrastive,
 )
 from moekd.objectives.equal_rows import HIDDEN, equal_rows, hide, matching_loss
@@ -37,7 +41,11 @@ KINDS: dict[str, Callable[..., Objective]] = {
     "soft_bce": lambda **o: SoftBCE(form="kl", **o),
     "ranking": lambda **o: Ranking(top_k=None, **o),
     "relational_kl": RelationalKL,
+    "interactive_contrastive": InteractiveContrastive,
+    "gradient_kd": GradientKD,
 }
+#: Losses whose target is spread over equal rows; the others leave them out.
+SPREAD = ("contrastive", "contrastive_sigmoid", "interactive_contrastive", "gradient_kd")
 
 
 def test_equal_rows_of_a_batch() -> None:
@@ -100,7 +108,7 @@ def test_without_equals_nothing_changes(name: str) -> None:
     torch.testing.assert_close(loss_of(same, [5, 4, 3, 2, 1]), loss_of(plain, [5, 4, 3, 2, 1]))
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if not name.startswith("contrastive")] + ["contrastive_kd"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in SPREAD])
 def test_what_is_left_out_changes_nothing(name: str) -> None:
     """Rows 1 and 3 are the same thing as row 0: it is compared with rows 2 and 4 (and itself) alone."""
     full = loss_of(KINDS[name](same="concept"), [7, 7, 2, 7, 1])
@@ -140,3 +148,29 @@ def test_hidden_pairs_get_no_gradient_and_no_probability() -> None:
     assert scores.grad is not None
     assert not scores.grad[hidden].any()
     assert torch.isfinite(torch.tensor(HIDDEN, dtype=torch.float32))
+
+
+def test_spread_gradients_are_those_of_the_spread_loss() -> None:
+    """`contrastive_gradients` is the derivative of each row's own loss with respect to its anchor."""
+    pair, equal = random_pair(4, 3, 2), torch.tensor([0, 1, 0, 2])[:, None] == torch.tensor([0, 1, 0, 2])
+    image, text = (torch.nn.functional.normalize(part) for part in pair)
+    for row in range(4):
+        anchor = image[row].clone().requires_grad_()
+        matching_loss(5.0 * anchor[None] @ text.T, torch.tensor([row]), equal[row : row + 1]).sum().backward()
+        torch.testing.assert_close(contrastive_gradients(*pair, 5.0, equal)[0][row], anchor.grad)
+
+
+def test_interactive_contrastive_spreads_its_target_too() -> None:
+    student, teacher = random_pair(4, 3, 0), random_pair(4, 3, 1)
+    equal = torch.tensor([0, 1, 0, 2])[:, None] == torch.tensor([0, 1, 0, 2])
+    image = matching_loss(
+        3.0 * torch.nn.functional.normalize(student[0]) @ torch.nn.functional.normalize(teacher[1]).T,
+        torch.arange(4),
+        equal,
+    )
+    text = matching_loss(
+        3.0 * torch.nn.functional.normalize(student[1]) @ torch.nn.functional.normalize(teacher[0]).T,
+        torch.arange(4),
+        equal,
+    )
+    torch.testing.assert_close(interactive_contrastive(student, teacher, 3.0, equal), (image + text) / 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,22 +20,29 @@ from .routers import BALANCES, GATES, SELECTIONS, Router, Shapes
 from .signals import Signals
 from .teachers import MASKS, Mask, Stacking, Teacher, TeacherPool
 
+#: Makes the network of a model from its section, its config path, the data set and the seed.
+NetworkMaker = Callable[[ModelConfig, str, Dataset, int], nn.Module]
 
-def build_model(config: ModelConfig, name: str, dataset: Dataset, seed: int) -> Model:
-    """Build a student, with the initial weights that belong to (seed, name)."""
-    network = _network(config, name, dataset, seed)
+
+def build_model(config: ModelConfig, name: str, dataset: Dataset, seed: int, make: NetworkMaker | None = None) -> Model:
+    """Build a student, with the initial weights that belong to (seed, name); `make` replaces `make_network`."""
+    network = (make or make_network)(config, name, dataset, seed)
     with _at(f"{name}.taps"):
         return Model(network, config.inputs, config.taps).to(getattr(torch, config.dtype))
 
 
 def build_pool(
-    configs: Mapping[str, ModelConfig], dataset: Dataset, seed: int, stacking: Stacking = "independent"
+    configs: Mapping[str, ModelConfig],
+    dataset: Dataset,
+    seed: int,
+    stacking: Stacking = "independent",
+    make: NetworkMaker | None = None,
 ) -> TeacherPool:
     """Build the teachers, frozen, each with the initial weights that belong to (seed, its name)."""
     teachers = {}
     for name, config in configs.items():
         where = f"teachers.{name}"
-        network = _network(config, where, dataset, seed)
+        network = (make or make_network)(config, where, dataset, seed)
         with _at(f"{where}.taps"):
             teachers[name] = Teacher(network, config.inputs, config.taps, getattr(torch, config.dtype), name)
     return TeacherPool(teachers, stacking)
@@ -189,7 +196,8 @@ def load_weights(network: nn.Module, file: str, where: str) -> None:
     network.load_state_dict(tensors)
 
 
-def _network(config: ModelConfig, where: str, dataset: Dataset, seed: int) -> nn.Module:
+def make_network(config: ModelConfig, where: str, dataset: Dataset, seed: int) -> nn.Module:
+    """Make the network of a model, with the initial weights that belong to (seed, where) or those of its file."""
     known = {name: dataset.fields[name] for name in config.inputs if name in dataset.fields}
     context = {
         "num_classes": dataset.num_classes,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .assembly import build_masks, build_model, build_pool, build_router, probe, shapes_of
+from .assembly import NetworkMaker, build_masks, build_model, build_pool, build_router, probe, shapes_of
 from .config import (
     OPTIMIZERS,
     RecipeConfig,
@@ -75,11 +75,12 @@ class Recipe:
         """Return the resolved config as plain values, defaults written out."""
         return recipe_dict(self.config)
 
-    def build(self, dataset: Dataset | None = None) -> Program:
+    def build(self, dataset: Dataset | None = None, make: NetworkMaker | None = None) -> Program:
         """Load the data and build all models; the parts depend on the seed and their own name only.
 
         Args:
             dataset: the data set of this config, if it is loaded already.
+            make: makes the networks, if not `make_network`.
 
         Raises:
             MoekdError: whatever does not fit: fields, taps, shapes, classes, routers.
@@ -91,9 +92,9 @@ class Recipe:
         if config.data.corruptions:
             fingerprint += f"/{fingerprint_of(self._corruptions(), seed)}"
         stacking = config.masks.stacking if config.masks else "independent"
-        pool = build_pool(config.teachers, dataset, seed, stacking)
+        pool = build_pool(config.teachers, dataset, seed, stacking, make)
         sample = data.split("train").__getitems__([0, min(1, len(data.split("train")) - 1)])
-        student = self._student(dataset)
+        student = self._student(dataset, make)
         probe(student, "student", sample, data.num_classes, dataset)
         for name in pool.names:
             probe(pool.teacher(name), f"teachers.{name}", sample, data.num_classes, dataset)
@@ -104,7 +105,7 @@ class Recipe:
         main = self._phase("main", title, config.stages, config.router, student, pool, data, shapes)
         phases = [replace(main, stacking=stacking)]
         for name, baseline in config.baselines.items():
-            fresh, router = self._student(dataset), baseline.router or config.router
+            fresh, router = self._student(dataset, make), baseline.router or config.router
             phase = self._phase(name, baseline.title or name, baseline.stages, router, fresh, pool, data, shapes)
             phases.append(replace(phase, after=baseline.after, stacking=baseline.stacking or stacking))
         return Program(
@@ -141,8 +142,8 @@ class Recipe:
     def _test_splits(self, data: RunData) -> list[str]:
         return [name for name in self.config.evaluation.splits if data.split(name)]
 
-    def _student(self, dataset: Dataset) -> Model:
-        return build_model(self.config.student, "student", dataset, self.config.seed)
+    def _student(self, dataset: Dataset, make: NetworkMaker | None) -> Model:
+        return build_model(self.config.student, "student", dataset, self.config.seed, make)
 
     def _phase(
         self,

@@ -58,6 +58,7 @@ LAYERS = {
     "moekd.export": 11,
     "moekd.api": 12,
     "moekd.check": 12,
+    "moekd.outline": 12,
     "moekd.dry_run": 12,
     "moekd.inference": 12,
     "moekd.evaluate_run": 12,

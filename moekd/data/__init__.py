@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import avmnist as _avmnist
+from . import camvid as _camvid
 from . import emoji as _emoji
 from . import files as _files
 from . import mfeat as _mfeat
@@ -33,4 +34,4 @@ __all__ = [
     "with_labels",
     "with_policy",
 ]
-del _avmnist, _emoji, _files, _mfeat, _ravdess
+del _avmnist, _camvid, _emoji, _files, _mfeat, _ravdess

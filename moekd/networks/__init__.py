@@ -10,6 +10,7 @@ from .images import ImageOptions
 from .lenet import LeNet5
 from .mlp import Mlp, MlpEncoder
 from .open_clip import OpenClip
+from .presets import PRESETS
 from .sequence_cnn import (
     AudioBranchNet,
     AudioBranchNetVggs,
@@ -19,15 +20,21 @@ from .sequence_cnn import (
     VisualBranchNetVggs,
 )
 from .small_cnn import CnnEncoder, SmallCnn
+from .small_unet import SmallUnet
 from .soft_slots import SlotFusion, SoftSlots, slot_weights
+from .text_tower import TextOptions, TextTower
 from .timm import Timm
+from .timm_encoder import TimmEncoder
 from .token_encoder import Classifier, TokenEncoder
 from .transformers import Transformers
+from .two_tower import TwoTower
+from .vit import VitEncoder
 from .zero_shot import ZeroShotOptions
 
 __all__ = [
     "ENCODERS",
     "NETWORKS",
+    "PRESETS",
     "AudioBranchNet",
     "AudioBranchNetVggs",
     "AudioCnn",
@@ -51,12 +58,18 @@ __all__ = [
     "OpenClip",
     "SlotFusion",
     "SmallCnn",
+    "SmallUnet",
     "SoftSlots",
+    "TextOptions",
+    "TextTower",
     "Timm",
+    "TimmEncoder",
     "TokenEncoder",
     "Transformers",
+    "TwoTower",
     "VisualBranchNet",
     "VisualBranchNetVggs",
+    "VitEncoder",
     "ZeroShotOptions",
     "slot_weights",
 ]

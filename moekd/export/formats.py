@@ -11,9 +11,11 @@ from typing import Any
 from ..atomic import atomic_directory
 from ..errors import ConfigError, DataError, UnknownNameError, did_you_mean
 from .onnx_format import write_onnx
+from .open_clip_format import write_open_clip
 from .parts import parts_of
 from .student import CONFIG, load_student, read_student
 from .torch_program import write_program
+from .transformers_format import write_transformers
 
 
 @dataclass(frozen=True)
@@ -105,4 +107,18 @@ def _onnx(student: Path, document: Mapping[str, Any], target: Path, options: Exp
     return write_onnx(student, document, target, options.opset, options.int8)
 
 
-FORMATS: dict[str, Writer] = {"safetensors": _safetensors, "torch_export": _torch_export, "onnx": _onnx}
+def _open_clip(student: Path, document: Mapping[str, Any], target: Path, options: ExportOptions) -> Path:
+    return write_open_clip(student, document, target)
+
+
+def _transformers(student: Path, document: Mapping[str, Any], target: Path, options: ExportOptions) -> Path:
+    return write_transformers(student, document, target)
+
+
+FORMATS: dict[str, Writer] = {
+    "safetensors": _safetensors,
+    "torch_export": _torch_export,
+    "onnx": _onnx,
+    "open_clip": _open_clip,
+    "transformers": _transformers,
+}

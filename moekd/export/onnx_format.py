@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..atomic import atomic_directory, write_bytes, write_json
+from ..atomic import atomic_directory, write_bytes, write_json, write_text
 from ..errors import ConfigError, ModelError
 from ..manifest import sha256_of
 from ..networks.adapter import library
+from .cards import format_card, onnx_use
 from .parts import Part, class_vectors, parts_of
 from .student import load_student
 from .tokenizer import write_tokenizer
@@ -74,6 +75,7 @@ def write_onnx(
             write_bytes(temporary / CLASS_VECTORS, content.getvalue())
         tokenizer = write_tokenizer(network, temporary / "tokenizer")
         write_json(temporary / CONFIG, {"format": "moekd-onnx", **known, "files": files, "tokenizer": tokenizer})
+        write_text(temporary / "README.md", format_card(student, "onnx", onnx_use(files, vectors is not None)))
     return target
 
 

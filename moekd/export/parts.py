@@ -130,12 +130,14 @@ def parts_of(
         ModelError: the shape of a field is unknown.
     """
     network.eval()
-    if not isinstance(network, Adapter) or not (network.texts or _sounds(network)):
+    if not isinstance(network, Adapter) or not (network.texts or _sounds(network) or len(network.readers) > 1):
         values = example_inputs(fields, inputs) if example is None else example
         module = network if _gives_logits(network, values) else Whole(network)
         return [Part(WHOLE, module, dict(zip(inputs, values, strict=True)))]
-    parts = [_tower(network, name, fields) for name, modality in network.readers.items() if modality != "text"]
-    parts += [_text_tower(network, name) for name in network.texts]
+    parts = [
+        _text_tower(network, name) if name in network.texts else _tower(network, name, fields)
+        for name in network.readers
+    ]
     return [Part(WHOLE, p.module, p.examples, p.free) for p in parts] if len(parts) == 1 else parts
 
 

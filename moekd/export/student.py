@@ -184,11 +184,11 @@ def build_network(description: Mapping[str, Any], document: Mapping[str, Any] | 
 
 
 def _data_context(document: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what the engine told the network about the data set."""
+    """Return what the engine told the network: the data set, and that outside models need no weights of their own."""
     if document is None:
         return {}
     fields = {name: document["fields"][name] for name in document["inputs"] if name in document["fields"]}
-    return {"class_names": list(document["class_names"]), "fields": fields}
+    return {"class_names": list(document["class_names"]), "fields": fields, "loading": "architecture"}
 
 
 def _document(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from torch import nn
 from ..errors import ModelError
 from ..networks.adapter import library
 from ..networks.open_clip import OpenClip
-from ..networks.transformers import Transformers
+from ..networks.text_tower import CLIP, ByteContract, Tokens
+from ..networks.texts import TextContract
 
 PROBES = ("a red apple", "Two umbrellas, in the rain", "it's 42 o'clock!", "Grün / thé", "x" * 40, "a cat " * 60)
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -21,36 +22,48 @@ def write_tokenizer(network: nn.Module, folder: Path) -> dict[str, Any] | None:
     """Write the tokenizer of a student that tokenizes texts for itself.
 
     Returns:
-        What its users have to know: "kind", "context" (ids in a row), "padding" ("longest" or "context"), "pad_id";
-        None for a student without a tokenizer.
+        What its users have to know: "kind" (`transformers`: files are in "folder"; `bytes`: an id is a byte of the
+        UTF-8 text and 1, there are no files), "context" (most ids in a row), "padding" ("longest" or "context"),
+        "pad_id". None for a student without texts.
     """
-    tokenizer = tokenizer_of(network)
-    if tokenizer is None:
+    contract = contract_of(network)
+    if contract is None:
         return None
-    tokenizer.save_pretrained(folder)
-    contract = _contract(network)
-    return {
-        "folder": folder.name,
+    said = {
         "context": contract.context,
         "padding": "context" if contract.fixed else "longest",
         "pad_id": contract.pad_id,
     }
+    tokenizer = tokenizer_of(network)
+    if tokenizer is None:
+        return {"kind": "bytes", **said}
+    tokenizer.save_pretrained(folder)
+    return {"kind": "transformers", "folder": folder.name, **said}
 
 
 def tokenizer_of(network: nn.Module) -> Any:
-    """Return the tokenizer of a student as a tokenizer of transformers; None if it has none."""
-    contract = _contract(network)
-    if contract is None:
+    """Return the tokenizer of a student as a tokenizer of transformers; None if it reads bytes, or no texts.
+
+    Raises:
+        ModelError: a tokenizer that transformers does not have.
+    """
+    contract = contract_of(network)
+    if contract is None or isinstance(contract, ByteContract):
         return None
-    if isinstance(network, Transformers):
-        transformers = library("transformers", "transformers", "network kind 'transformers'")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(network.token_folder, local_files_only=True)
-        tokenizer.model_max_length = contract.context
-        return tokenizer
     if isinstance(network, OpenClip):
         inner = getattr(network.tokenizer, "tokenizer", None)
         return inner if inner is not None else clip_tokenizer(network.tokenizer, contract.context)
-    return None
+    tokens = getattr(network, "tokens", None)
+    if isinstance(tokens, Tokens) and tokens.name == CLIP:
+        open_clip = library("open_clip", "open_clip_torch", "tokenizer 'clip'")
+        return clip_tokenizer(open_clip.SimpleTokenizer(context_length=contract.context), contract.context)
+    folder = Path(tokens.name).expanduser() if isinstance(tokens, Tokens) else getattr(network, "token_folder", None)
+    if folder is None:
+        raise ModelError(f"the tokenizer of this student ({type(network).__name__}) has no files")
+    transformers = library("transformers", "transformers", "the tokenizer of the student")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer.model_max_length = contract.context
+    return tokenizer
 
 
 def clip_tokenizer(simple: Any, context: int) -> Any:
@@ -81,8 +94,10 @@ def clip_tokenizer(simple: Any, context: int) -> Any:
     return tokenizer
 
 
-def _contract(network: nn.Module) -> Any:
+def contract_of(network: nn.Module) -> TextContract | None:
+    """Return what makes ids of a student's texts; None if it reads none."""
     texts = getattr(network, "texts", None)
     if isinstance(texts, dict) and texts:
-        return next(iter(texts.values()))
+        contract: TextContract = next(iter(texts.values()))
+        return contract
     return getattr(network, "_prompt_tokens", None)

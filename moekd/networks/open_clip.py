@@ -67,7 +67,7 @@ class OpenClip(Adapter):
         super().__init__("open_clip")
         open_clip = library("open_clip", "open_clip_torch", "network kind 'open_clip'")
         who = f"open_clip model '{model}'" if isinstance(model, str) else "this open_clip model"
-        with _source(open_clip, model, pretrained, revision) as (name, tag, file), _quiet():
+        with _source(open_clip, model, pretrained, revision) as (name, tag, file), quiet():
             try:
                 self.model = open_clip.create_model(
                     name, pretrained=tag, pretrained_text=False, output_dict=False, **(options or {})
@@ -109,6 +109,36 @@ class OpenClip(Adapter):
             return ids, ids != pad
 
         return TextContract(encode, self.context, pad, True, field, label)
+
+
+def architecture_of(
+    model: str | dict[str, Any], revision: str | None = None, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the architecture of a model as `open_clip_config.json` holds it (`model_cfg`).
+
+    Args:
+        model, revision, options: those of `OpenClip`.
+
+    Raises:
+        ConfigError: open_clip does not know it, or an option that is no part of an architecture.
+    """
+    open_clip = library("open_clip", "open_clip_torch", "network kind 'open_clip'")
+    with _source(open_clip, model, None, revision) as (name, _, _):
+        config: dict[str, Any] = open_clip.get_model_config(name)
+    given = dict(options or {})
+    if given.pop("force_quick_gelu", False):
+        config["quick_gelu"] = True
+    if given.pop("force_custom_text", False):
+        config["custom_text"] = True
+    forced = {"force_patch_dropout": "vision_cfg", "force_image_size": "vision_cfg", "force_context_length": "text_cfg"}
+    for key, part in forced.items():
+        if (value := given.pop(key, None)) is not None:
+            config[part][key.removeprefix("force_")] = value
+    given.pop("force_preprocess_cfg", None)
+    known = {"embed_dim", "quick_gelu", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale"}
+    if odd := sorted(set(given) - known):
+        raise ConfigError(f"options: {', '.join(odd)} can't be written into an architecture")
+    return config | given
 
 
 @contextmanager
@@ -207,7 +237,7 @@ def _known(preprocess: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep open_clip, which logs to the root logger, from setting up a handler there."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)

@@ -56,7 +56,7 @@ def measure(
     main = program.phases[0]
     records = run.read_metrics() if run.metrics.exists() else []
     stages = [record for record in records if record["type"] == "stage_end"]
-    routed = main.router is not None and main.router.fitted
+    routed = main.router is not None and main.router.fitted and not main.router.reads_losses
     return {
         **program.about,
         "name": run.name,
@@ -108,7 +108,8 @@ def measure_routing(
         step = Step(moved, models, training=False, variants=models.experts, features=features, cache=known)
         routing, labels = step.routing, step.batch.get("label")
         labels = labels.flatten() if labels is not None and tuple(labels.shape[1:]) == routing.positions else None
-        logits = None if labels is None else logits_by_row(step.expert_signals.logits)
+        classify = labels is not None and all(said.logits is not None for said in step.expert_signals.values())
+        logits = logits_by_row(step.expert_signals.logits) if classify else None
         counted = slice(None) if routing.mask is None else routing.mask
         chosen, labels, logits = (None if v is None else v[counted] for v in (routing.chosen, labels, logits))
         statistics.update(routing.probs[counted], chosen, labels, logits, routing.applied_weights[counted])

@@ -59,6 +59,8 @@ class Step:
         self.batch, self.models = batch, models
         self.progress = progress or Progress()
         self.training, self.features, self.cache = training, features, cache
+        #: Losses of the first routed objective to every expert, `[B, T]`, where the router's gate reads them.
+        self.expert_losses: Tensor | None = None
         self._variants = list(models.pool.experts if variants is None else variants)
 
     @property

@@ -88,6 +88,11 @@ class Router(nn.Module):
         return any(gate.reads_features for gate in self.modules() if isinstance(gate, Gate))
 
     @property
+    def reads_losses(self) -> bool:
+        """True when the gate reads the losses of a routed objective to every teacher."""
+        return any(gate.reads_losses for gate in self.modules() if isinstance(gate, Gate))
+
+    @property
     def fitted(self) -> bool:
         """False while its gate has yet to be fitted by a stage."""
         return all(gate.fitted for gate in self.modules() if isinstance(gate, Gate))

@@ -53,6 +53,7 @@ class RoutedObjective(Objective):
 
     def forward(self, step: Step) -> Mapping[str, Loss]:
         """Return `{name: [B]}`."""
+        measured = self._measured(step)
         routing = step.routing
         if routing.positions:
             loss = self._by_position(step, routing)
@@ -61,7 +62,12 @@ class RoutedObjective(Objective):
         elif step.routes_rows_first and not self.objective.compares_rows:
             loss = self._by_rows(step, routing)
         else:
-            loss = torch.stack([weights_B * loss_B for weights_B, loss_B in self._terms(step, routing)]).sum(dim=0)
+            terms = (
+                self._terms(step, routing)
+                if measured is None
+                else zip(routing.applied_weights.T, measured, strict=True)
+            )
+            loss = torch.stack([weights_B * loss_B for weights_B, loss_B in terms]).sum(dim=0)
         share_B = routing.teacher_share
         return {self.name: loss if share_B is None else share_B * loss}
 
@@ -69,19 +75,31 @@ class RoutedObjective(Objective):
         """Return all variants."""
         return pool.experts
 
+    def _measured(self, step: Step) -> list[Tensor] | None:
+        """Return the losses to every expert where the router reads them, so that they are computed once."""
+        router = step.models.router
+        if router is None or not router.reads_losses:
+            return None
+        student, teachers = self.objective.student_of(step), step.expert_signals.detach()
+        losses = [self.objective.pair_with(name, student, said, step.batch) for name, said in teachers.items()]
+        if step.expert_losses is None:
+            step.expert_losses = torch.stack(losses, dim=1).detach()
+        return losses
+
     def _terms(self, step: Step, routing: Routing) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the weights `[B]` and the losses `[B]` of each term of the sum."""
         teachers, weights_BT = step.expert_signals.detach(), routing.applied_weights
+        student = self.objective.student_of(step)
         gathers = self.objective.logits_only and not self.objective.compares_rows
         if gathers and routing.chosen is not None and routing.chosen.shape[1] < len(teachers):
             for rank in range(routing.chosen.shape[1]):
                 chosen_B = routing.chosen[:, rank]
                 logits = teachers.logits[torch.arange(chosen_B.shape[0], device=chosen_B.device), chosen_B]
-                loss_B = self.objective.pair_with("", step.student, Signals(logits), step.batch)
+                loss_B = self.objective.pair_with("", student, Signals(logits), step.batch)
                 yield weights_BT.gather(1, chosen_B[:, None])[:, 0], loss_B
         else:
             for index, (name, signals) in enumerate(teachers.items()):
-                yield weights_BT[:, index], self.objective.pair_with(name, step.student, signals, step.batch)
+                yield weights_BT[:, index], self.objective.pair_with(name, student, signals, step.batch)
 
     def _to_mixture(self, step: Step, routing: Routing) -> Tensor:
         """Return the loss to one target that is mixed from what all teachers say."""
@@ -96,12 +114,12 @@ class RoutedObjective(Objective):
     def _by_position(self, step: Step, routing: Routing) -> Tensor:
         """Weigh the losses of every token or pixel on their own, and take the mean over those that count, `[B]`."""
         teachers = step.expert_signals.detach()
-        weights = by_position(routing.applied_weights, routing.positions)
+        student, weights = self.objective.student_of(step), by_position(routing.applied_weights, routing.positions)
         if routing.combine == "target":
             mixed = mixed_teacher(teachers.logits, weights, routing.mix, self.objective.temperature)
-            losses = self.objective.pair_map(step.student, mixed, step.batch)
+            losses = self.objective.pair_map(student, mixed, step.batch)
         else:
-            maps = [self.objective.pair_map(step.student, s, step.batch) for s in teachers.values()]
+            maps = [self.objective.pair_map(student, s, step.batch) for s in teachers.values()]
             losses = torch.stack([weights[:, index] * m for index, m in enumerate(maps)]).sum(dim=0)
         return mean_over_positions(losses, routing.mask)
 
@@ -109,13 +127,13 @@ class RoutedObjective(Objective):
         """Run every teacher on the rows that were routed to it, and on no others."""
         rows = routing.rows(step.experts)
         teachers = step.run_rows(rows)
-        weights_BT, parts = routing.applied_weights, []
+        student, weights_BT, parts = self.objective.student_of(step), routing.applied_weights, []
         for index, name in enumerate(step.experts):
             if name not in teachers:
                 continue
             r = rows[name]
             batch = {key: value[r] if isinstance(value, Tensor) else value for key, value in step.batch.items()}
-            loss = self.objective.pair_with(name, step.student.select(r), teachers[name].detach(), batch)
+            loss = self.objective.pair_with(name, student.select(r), teachers[name].detach(), batch)
             parts.append((r, weights_BT[r, index] * loss))
         total = weights_BT.new_zeros(weights_BT.shape[0], dtype=parts[0][1].dtype if parts else weights_BT.dtype)
         for r, loss in parts:

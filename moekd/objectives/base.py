@@ -147,6 +147,13 @@ class PairwiseObjective(Objective):
 OBJECTIVES: Registry[Objective] = Registry("objective", "objectives", base=Objective)
 
 
+def models_named(on: str | Sequence[str], pool: TeacherPool) -> list[str]:
+    """Return the names of the models that `on` stands for: `student`, `teachers` (every one), `all`, or their names."""
+    groups = {"student": ["student"], "teachers": pool.names, "all": ["student", *pool.names]}
+    names = [on] if isinstance(on, str) else on
+    return list(dict.fromkeys(model for name in names for model in groups.get(name, [name])))
+
+
 def reduce(loss: Loss) -> Tensor:
     """Mean over the instances that count, over all processes; scalars pass.
 

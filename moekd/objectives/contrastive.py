@@ -5,7 +5,7 @@ Shapes: B rows of this process, N rows of all processes, D width of an embedding
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..signals import Signals
-from .base import OBJECTIVES, Loss, Objective
+from .base import OBJECTIVES, Loss, Objective, models_named
 from .embeddings import LogitScale, Scale, ScaleSource, embedding, model_scale, similarities
 from .equal_rows import equal_rows, matching_loss
 
 if TYPE_CHECKING:
     from ..step import Step
+    from ..teachers import TeacherPool
 
 
 def softmax_contrastive(image_BD: Tensor, text_BD: Tensor, scale: Scale, equal_BN: Tensor | None = None) -> Tensor:
@@ -70,9 +71,9 @@ def sigmoid_contrastive(
 
 @OBJECTIVES.register("contrastive")
 class Contrastive(Objective):
-    """The student learns from image-text pairs, without a teacher.
+    """A model learns from image-text pairs, by itself.
 
-    The student gives two embeddings of the same width, `image` and `text` (or the modalities named here), and, for
+    The model gives two embeddings of the same width, `image` and `text` (or the modalities named here), and, for
     `scale: model`, its own scale as the head `logit_scale` (and bias as `logit_bias` for `sigmoid`).
 
     Args:
@@ -84,7 +85,11 @@ class Contrastive(Objective):
         same: field of integers, such as `concept`: rows with the same value are no negatives of each other; each is a
             partner of all of them.
         image, text: names of the two embeddings.
+        on: who learns: `student`, `teachers` (every one), `all` (student and teachers), or names of teachers. A learned
+            scale is one for all of them.
     """
+
+    reads_logits, reads_embeddings = False, True
 
     def __init__(
         self,
@@ -96,23 +101,31 @@ class Contrastive(Objective):
         same: str | None = None,
         image: str = "image",
         text: str = "text",
+        on: str | list[str] = "student",
     ) -> None:
         super().__init__()
-        self.form, self.same, self.image, self.text = form, same, image, text
+        self.on, self.form, self.same, self.image, self.text = on, form, same, image, text
         default = 1 / 0.07 if form == "softmax" else 10.0
         self.scale = LogitScale(scale, default if initial_scale is None else initial_scale, max_scale)
         own_bias = form == "sigmoid" and scale != "model"
         self.bias = nn.Parameter(torch.tensor(float(initial_bias))) if own_bias else None
 
     def forward(self, step: Step) -> Mapping[str, Loss]:
-        """Return `{"contrastive": [B]}`."""
-        student = step.student
-        image, text = (embedding(student, name, "contrastive") for name in (self.image, self.text))
-        scale = self.scale(student, "contrastive")
+        """Return `{"contrastive": [B]}` for the student, `{"contrastive/NAME": [B]}` for others."""
         equal_BN = equal_rows(step.batch, self.same, "contrastive")
-        if self.form == "softmax":
-            return {"contrastive": softmax_contrastive(image, text, scale, equal_BN)}
-        return {"contrastive": sigmoid_contrastive(image, text, scale, self._bias(student), equal_BN)}
+        return {
+            "contrastive" if name == "student" else f"contrastive/{name}": self._loss(step.signals(name), equal_BN)
+            for name in models_named(self.on, step.pool)
+        }
 
-    def _bias(self, student: Signals) -> Tensor:
-        return model_scale(student, "contrastive", "logit_bias") if self.bias is None else self.bias
+    def variants(self, pool: TeacherPool) -> Sequence[str]:
+        """Return the teachers that learn."""
+        return [name for name in models_named(self.on, pool) if name != "student"]
+
+    def _loss(self, signals: Signals, equal_BN: Tensor | None) -> Tensor:
+        image, text = (embedding(signals, name, "contrastive") for name in (self.image, self.text))
+        scale = self.scale(signals, "contrastive")
+        if self.form == "softmax":
+            return softmax_contrastive(image, text, scale, equal_BN)
+        bias = model_scale(signals, "contrastive", "logit_bias") if self.bias is None else self.bias
+        return sigmoid_contrastive(image, text, scale, bias, equal_BN)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..signals import full_precision
-from .base import OBJECTIVES, Loss, LossTerm, Objective
+from .base import OBJECTIVES, Loss, LossTerm, Objective, models_named
 
 if TYPE_CHECKING:
     from ..step import Step
@@ -75,7 +75,7 @@ class CrossEntropy(Objective):
             labelled = step.batch["labelled"]
             mask = mask & labelled
             safe = safe.where(labelled.reshape(-1, *[1] * (labels.dim() - 1)), labels.new_zeros(()))
-        names = self._models(step.pool)
+        names = models_named(self.on, step.pool)
         if self.classes is not None:
             mask = mask & self._counted(labels, step.signals(names[0]).require_logits("cross_entropy").shape[1])
         return {
@@ -90,7 +90,7 @@ class CrossEntropy(Objective):
 
     def variants(self, pool: TeacherPool) -> Sequence[str]:
         """Return the teachers that learn from the labels."""
-        return [name for name in self._models(pool) if name != "student"]
+        return [name for name in models_named(self.on, pool) if name != "student"]
 
     def _counted(self, labels: Tensor, num_classes: int) -> Tensor:
         assert self.classes is not None
@@ -100,8 +100,3 @@ class CrossEntropy(Objective):
                 f"{self.classes} and labels {tuple(labels.shape)}"
             )
         return torch.isin(labels, torch.tensor(self.classes, device=labels.device))
-
-    def _models(self, pool: TeacherPool) -> list[str]:
-        groups = {"student": ["student"], "teachers": pool.names, "all": ["student", *pool.names]}
-        names = [self.on] if isinstance(self.on, str) else self.on
-        return list(dict.fromkeys(model for name in names for model in groups.get(name, [name])))

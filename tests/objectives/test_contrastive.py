@@ -16,7 +16,7 @@ from moekd.objectives.contrastive import sigmoid_contrastive, softmax_contrastiv
 from moekd.teachers import TeacherPool
 
 from ..builders import make_pool, make_step
-from .towers import arrays, cosine, make_towers, pair_of, random_pair, softmax, tower_step
+from .towers import arrays, cosine, make_towers, pair_of, random_pair, softmax, tower_pool, tower_step
 
 ROWS, DIMS, SEEDS = st.integers(1, 6), st.integers(1, 5), st.integers(0, 10_000)
 
@@ -135,3 +135,18 @@ def test_what_does_not_fit_is_refused() -> None:
     for options in ({"scale": -1.0}, {"scale": 0.0}, {"initial_scale": 0.0}, {"max_scale": -3.0}):
         with pytest.raises(ConfigError, match="must be a positive number"):
             Contrastive(**options)
+
+
+@pytest.mark.parametrize(
+    ("on", "names"), [("teachers", ["t0", "t1"]), ("all", ["student", "t0", "t1"]), ("t1", ["t1"])]
+)
+def test_teachers_can_learn_from_pairs(on: str, names: list[str]) -> None:
+    step = tower_step(tower_pool(6, 9))
+    found = Contrastive(scale="model", on=on)(step)
+    keys = ["contrastive" if name == "student" else f"contrastive/{name}" for name in names]
+    assert list(found) == keys
+    for key, name in zip(keys, names, strict=True):
+        said = step.signals(name)
+        expected = softmax_contrastive(*pair_of(said), said.heads["logit_scale"][:, None])
+        torch.testing.assert_close(found[key], expected)
+    assert list(Contrastive(on=on).variants(step.pool)) == [name for name in names if name != "student"]

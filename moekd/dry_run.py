@@ -65,7 +65,7 @@ def _step(program: Program, phase: Phase, index: int) -> dict[str, Any]:
     optimizer = settings.optimizer(parameters)
     if settings.scheduler is not None:
         settings.scheduler(optimizer, steps)
-    plan = plan_teachers(models, program.data, settings)
+    plan = plan_teachers(models, program.data, settings, program.cache)
     for transform in settings.transforms:
         sample = transform(sample, Progress())
     for gate in gates_to_fit(models, settings):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .cache import MEMORY_LIMIT, LogitCache, LogitStore
+from .cache import Needs, SignalCache, SignalStore, TeacherPass
 from .data import make_loader
 from .evaluation import RoutingStatistics, evaluate_model
 from .evaluation.evaluate import to_device
@@ -24,7 +24,7 @@ def measure(
     accelerator: Accelerator,
     run: RunFolder,
     progress: Progressbar,
-    store: LogitStore | None = None,
+    store: SignalStore | None = None,
 ) -> dict[str, Any]:
     """Return the contents of `results.json`; every process has to call this.
 
@@ -77,7 +77,7 @@ def evaluate(
     accelerator: Accelerator,
     model: Model,
     split: str,
-    known: LogitCache | None = None,
+    known: SignalCache | None = None,
     name: str = "",
 ) -> dict[str, Any]:
     """Return the metrics of one model on one split; `known` may hold its logits under `name`."""
@@ -93,7 +93,7 @@ def evaluate(
 
 @torch.no_grad()
 def measure_routing(
-    program: Program, accelerator: Accelerator, phase: Phase, split: str, store: LogitStore | None = None
+    program: Program, accelerator: Accelerator, phase: Phase, split: str, store: SignalStore | None = None
 ) -> dict[str, Any]:
     """Return the routing diagnostics of a phase's router on a split."""
     models = program.models(phase)
@@ -128,17 +128,15 @@ def model_has_logits(program: Program, model: Model) -> bool:
 
 
 def _stored(
-    program: Program, accelerator: Accelerator, variants: list[str], split: str, store: LogitStore | None
-) -> LogitCache | None:
+    program: Program, accelerator: Accelerator, variants: list[str], split: str, store: SignalStore | None
+) -> SignalCache | None:
     """Return the teachers' logits on a split, if there is a store and they can be kept."""
-    data = program.data.split(split)
-    predictions = len(data) if data.labels is None else data.labels.size
-    too_large = 4 * predictions * len(variants) * program.data.num_classes > MEMORY_LIMIT
-    if store is None or not variants or data.random or too_large:
+    data = program.data
+    if store is None or not variants or data.split(split).random:
         return None
-    program.pool.to(accelerator.device).eval()
-    loader = make_loader(data, program.data.eval_batch_size, shuffle=False, num_workers=program.data.num_workers)
-    return store.cache(split, data.ids)(program.pool, variants, loader, accelerator.device, None)
+    pool, device = program.pool.to(accelerator.device).eval(), accelerator.device
+    rows, workers = data.eval_batch_size, data.num_workers
+    return store.exact(TeacherPass(pool, variants, Needs(), data.split(split), split, rows, device, num_workers=workers))
 
 
 def _loader(program: Program, accelerator: Accelerator, split: str) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .cache import CacheSettings
 from .model import Model
 from .routers import Router
 from .stages import RunData, Stage
@@ -63,6 +64,7 @@ class Program:
         config: the resolved configuration, for the run folder and for resuming.
         dataset_fingerprint: identity of the data.
         about: further facts for reports (title, data set, student).
+        cache: codecs and limits of teachers' signals that are kept.
     """
 
     phases: list[Phase]
@@ -74,6 +76,7 @@ class Program:
     dataset_fingerprint: str
     seed: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
+    cache: CacheSettings = field(default_factory=CacheSettings)
 
     def models(self, phase: Phase) -> Models:
         """Return what the stages of a phase work on; the pool stacks its masks as the phase says."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .assembly import NetworkMaker, build_masks, build_model, build_pool, build_router, probe, shapes_of
+from .cache import CacheSettings
 from .config import (
     OPTIMIZERS,
     RecipeConfig,
@@ -118,6 +119,7 @@ class Recipe:
             dataset_fingerprint=fingerprint,
             seed=seed,
             about=self._about(dataset, student),
+            cache=CacheSettings(**vars(config.cache)),
         )
 
     def _data(self, dataset: Dataset) -> RunData:

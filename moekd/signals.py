@@ -82,18 +82,21 @@ class Signals:
 
 
 class PoolSignals(Mapping[str, Signals]):
-    """The signals of the teacher variants for one batch, in pool order."""
+    """The signals of the teacher variants for one batch, in pool order.
 
-    def __init__(self, signals: Mapping[str, Signals]) -> None:
+    Args:
+        signals: by variant.
+        stacked: their logits `[B, T, C, ...]`, where they are stacked already.
+    """
+
+    def __init__(self, signals: Mapping[str, Signals], stacked: Tensor | None = None) -> None:
         self._signals = dict(signals)
-        self._stacked: Tensor | None = None
+        self._stacked = stacked
 
     @classmethod
     def from_logits(cls, names: Sequence[str], logits_BTC: Tensor) -> PoolSignals:
-        """Wrap stacked logits `[B, T, C, ...]`, as a cache stores them."""
-        pool = cls({name: Signals(logits_BTC[:, index]) for index, name in enumerate(names)})
-        pool._stacked = logits_BTC
-        return pool
+        """Wrap stacked logits `[B, T, C, ...]`."""
+        return cls({name: Signals(logits_BTC[:, index]) for index, name in enumerate(names)}, logits_BTC)
 
     def __getitem__(self, name: str) -> Signals:
         if name not in self._signals:

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from .allocator import keep_freed_memory
 from .atomic import probe_writable
-from .cache import LogitStore
+from .cache import SignalStore
 from .checkpoint import check_same, clean_leftovers, config_hash, find_latest, load_checkpoint, save_checkpoint
 from .errors import CheckpointError, ConfigError, StoppedError
 from .interruption import StopRequest
@@ -38,14 +38,15 @@ class Trainer:
         program: what to run.
         run: where results go.
         quiet: no progress bars.
-        store: folder of teachers' logits that this run shares with others; None keeps them for itself.
+        store: folder of teachers' signals that this run shares with others; None takes the config's, and without one
+            keeps them for itself.
     """
 
     def __init__(self, program: Program, run: RunFolder, quiet: bool = False, store: Path | None = None) -> None:
         self.program, self.run_folder = program, run
         self.accelerator = make_accelerator(program)
-        precision = f"{self.accelerator.device.type}|{program.loop.mixed_precision}"
-        self.store = LogitStore(store, program.dataset_fingerprint, precision) if store is not None else None
+        self.disk = SignalStore(store or program.cache.place, program.dataset_fingerprint, program.cache)
+        self.store = self.disk if store is not None or program.cache.folder is not None else None
         self.is_main = self.accelerator.is_main_process
         self.progress = Progressbar(enabled=self.is_main and not quiet)
         self.trackers = Trackers(self.accelerator, program.loop.trackers, run)
@@ -132,6 +133,8 @@ class Trainer:
             checkpoint_every=loop.checkpoint_every,
             stops=lambda step: self.stop.agreed(step, loop.log_every),
             store=self.store,
+            disk=self.disk,
+            cache=self.program.cache,
         )
 
     def log(self, record: dict[str, Any]) -> None:

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from moekd.cache import LogitCache, build_logit_cache
+from moekd.cache import Needs, SignalCache, TeacherPass, cache_in_memory
+from moekd.data.arrays import ArrayField, ArraySplit
+from moekd.data.dataset import FieldSpec
 from moekd.errors import ModelError
 from moekd.objectives import KD, CrossEntropy, KDToStudent, MutualKD, RoutedKD, reduce
 from moekd.routers import Router
@@ -32,6 +34,8 @@ from .builders import (
     snapshot,
     strangers,
 )
+
+INPUTS = ("left", "right", "image")
 
 
 def test_nothing_runs_before_it_is_asked_for() -> None:
@@ -128,11 +132,15 @@ def loss_of(step: Step) -> Tensor:
     return torch.stack([*losses, *step.routing.losses.values()]).sum()
 
 
-def cache_of(pool: TeacherPool, seeds: range) -> LogitCache:
-    return build_logit_cache(pool, pool.experts, [make_batch(seed=s) for s in seeds], torch.device("cpu"))
+def cache_of(pool: TeacherPool, seeds: range) -> SignalCache:
+    batches = [make_batch(seed=s) for s in seeds]
+    whole = {key: torch.cat([batch[key] for batch in batches]).numpy() for key in batches[0]}
+    fields = {key: ArrayField(whole[key], FieldSpec(whole[key].shape[1:], "float32", "vector")) for key in INPUTS}
+    split = ArraySplit("train", whole["id"], whole["label"], fields)
+    return cache_in_memory(TeacherPass(pool, pool.experts, Needs(), split, "train", 6, torch.device("cpu")))
 
 
-def distil(pool: TeacherPool, cache: LogitCache | None, variants: list[str] | None = None) -> tuple[list[float], list]:
+def distil(pool: TeacherPool, cache: SignalCache | None, variants: list[str] | None = None) -> tuple[list[float], list]:
     """Train a student and a gate for eight steps; return the losses and the weights."""
     student, router = make_student(), make_router(len(pool.experts), balance=[KLToUniform()])
     losses = []

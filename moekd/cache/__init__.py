@@ -1,7 +1,25 @@
 """Signals of frozen teachers, computed once."""
 
-from .memory import LogitCache, build_logit_cache
-from .store import LogitStore
-from .validity import MEMORY_LIMIT, why_not_cached
+from .codecs import Codec, Encoded, Like
+from .memory import SignalCache, cache_in_memory
+from .needs import Needs
+from .settings import CacheSettings
+from .store import SignalStore
+from .table import Identity, Table
+from .teacher_pass import TeacherPass
+from .validity import why_not_cached
 
-__all__ = ["MEMORY_LIMIT", "LogitCache", "LogitStore", "build_logit_cache", "why_not_cached"]
+__all__ = [
+    "CacheSettings",
+    "Codec",
+    "Encoded",
+    "Identity",
+    "Like",
+    "Needs",
+    "SignalCache",
+    "SignalStore",
+    "Table",
+    "TeacherPass",
+    "cache_in_memory",
+    "why_not_cached",
+]

@@ -4,43 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..teachers import TeacherPool
+from torch import nn
 
-#: Largest cache that is built without being asked for, in bytes.
-MEMORY_LIMIT = 2 * 1024**3
+from ..teachers import TeacherPool
+from ..transforms import ReplayableTransform, Transform
 
 
 def why_not_cached(
-    pool: TeacherPool,
-    variants: Sequence[str],
-    *,
-    reads_features: bool,
-    transforms: int,
-    random_data: bool,
-    needs_bytes: int,
-) -> str | None:
-    """Return why the logits of the variants are no constants of a sample (or do not fit), or None if they can be
-    cached.
+    pool: TeacherPool, variants: Sequence[str], *, transforms: Sequence[Transform] = (), random_data: bool = False
+) -> list[str]:
+    """Return all reasons why the signals of the variants are no constants of a sample (or of a view of it).
 
     Args:
         pool: the teachers.
         variants: names that the stage reads.
-        reads_features: an objective or gate reads tapped activations, which are not cached.
-        transforms: number of batch transforms of the stage.
+        transforms: batch transforms of the stage.
         random_data: the data set draws augmentations.
-        needs_bytes: size of the logits.
+
+    Returns:
+        Nothing where they can be computed once.
     """
     if not variants:
-        return "no teacher takes part"
-    if not pool.frozen(variants):
-        return "teachers or masks train in this stage"
-    training = [n for n in variants if any(module.training for module in pool.parts(n))]
-    if training:
-        return f"'{training[0]}' runs in train mode (dropout or batch statistics)"
-    if reads_features:
-        return "an objective reads tapped activations"
-    if transforms or random_data:
-        return "inputs change from epoch to epoch"
-    if needs_bytes > MEMORY_LIMIT:
-        return f"the logits take {needs_bytes / 1e9:.1f} GB, more than {MEMORY_LIMIT / 1e9:.1f} GB"
+        return ["no teacher takes part"]
+    reasons = []
+    if trained := [name for name in variants if not pool.frozen([name])]:
+        reasons.append(f"teachers or masks train in this stage ({_names(trained)})")
+    for name in dict.fromkeys(pool.variant(variant).teacher for variant in variants):
+        if pool.frozen([name]) and (what := _train_mode(pool.teacher(name))):
+            reasons.append(f"teacher '{name}' runs in train mode ({what})")
+    masks = [name for name in variants if any(part.training for part in pool.parts(name)[1:])]
+    if masks and not trained:
+        reasons.append(f"masks run in train mode ({_names(masks)})")
+    if random_data:
+        reasons.append("inputs change from epoch to epoch: the data set draws augmentations")
+    if reason := why_not_replayed(transforms):
+        reasons.append(f"inputs change from epoch to epoch: {reason}")
+    return reasons
+
+
+def why_not_replayed(transforms: Sequence[Transform]) -> str | None:
+    """Return why transforms do not show one of a few views of a sample that can be made again, or None if they do."""
+    replayable = [transform for transform in transforms if isinstance(transform, ReplayableTransform)]
+    if len(replayable) < len(transforms):
+        kinds = {type(t).__name__ for t in transforms if not isinstance(t, ReplayableTransform)}
+        return f"{', '.join(sorted(kinds))} can't be replayed"
+    if endless := [t for t in replayable if t.views is None]:
+        return f"{type(endless[0]).__name__} shows something new in every epoch; set its 'views' to replay so many"
+    if len({(t.views, t.seed) for t in replayable}) > 1:
+        return "the transforms show different views; give all of them the same 'views' and 'seed'"
     return None
+
+
+def _train_mode(teacher: nn.Module) -> str:
+    """Return what depends on the rest of the batch or on chance, "" in eval mode."""
+    training = [module for module in teacher.modules() if module.training]
+    if not training:
+        return ""
+    dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in training)
+    norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in training)
+    found = [word for word, there in (("dropout", dropout), ("batch statistics", norm)) if there]
+    return ", ".join(found) or "its layers may depend on chance or on the batch"
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -209,7 +209,8 @@ class StageConfig(Section):
             batch: the student runs again in the backward pass, so that large contrastive batches fit in memory. Not
             with batch normalisation in the student.
         ema: decay of an exponential moving average of the student's weights.
-        cache: where the signals of frozen teachers are kept.
+        cache: where the signals of frozen teachers are kept: `auto` decides, `memory` or `disk` insist on it; with
+            `off` the teachers run in every step.
         split: what the stage trains on: `train`; `labelled`, the rows of it that have a label; or `val`, so that a
             router is fitted on held-out labels. Never a test split.
         enabled: false leaves the stage out, so that a config that extends this one or an arm of an ablation can switch
@@ -231,7 +232,7 @@ class StageConfig(Section):
     accumulate: Positive = 1
     micro_batch: Positive | None = None
     ema: Annotated[float, Gt(0), Lt(1)] | None = None
-    cache: Literal["auto", "memory", "off"] = "auto"
+    cache: Literal["auto", "memory", "disk", "off"] = "auto"
     split: str = "train"
     enabled: bool = True
 
@@ -318,6 +319,33 @@ class EvaluationConfig(Section):
     headline: SnakeCase | None = None
 
 
+class CacheConfig(Section):
+    """How the signals of frozen teachers are kept, where a stage computes them once.
+
+    Attributes:
+        folder: folder of the signals on disk, which all runs that name it share. Without it only signals that do not
+            fit in memory go to disk: to `$MOEKD_CACHE_HOME`, or `cache` in the working folder.
+        codec: how signals are stored: exactly (`fp32`), rounded (`bf16`, `fp16`), or in steps (`int8`, one scale a
+            channel).
+        logits: how logits are stored where they differ; `top_k` keeps the largest and the mass of the rest, `sampled`
+            draws from the distribution without bias.
+        k: classes that `top_k` keeps, or draws of `sampled`.
+        temperature: softmax temperature of the loss that reads logits of `top_k` or `sampled`.
+        memory_gb: most memory that the signals of a stage may take.
+        disk_gb: most space that the signals of a stage may take on disk.
+        missing: what a signal that the folder does not hold leads to: `compute` it, or `raise`.
+    """
+
+    folder: str | None = None
+    codec: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    logits: Literal["fp32", "bf16", "fp16", "int8", "top_k", "sampled"] | None = None
+    k: Positive = 16
+    temperature: Annotated[float, Gt(0)] = 1.0
+    memory_gb: Annotated[float, Ge(0)] = 2.0
+    disk_gb: Annotated[float, Ge(0)] = 20.0
+    missing: Literal["compute", "raise"] = "compute"
+
+
 class TrainerConfig(Section):
     """How the training loop runs.
 
@@ -357,6 +385,7 @@ class RecipeConfig(Section):
         stages: what is trained, in order.
         baselines: other stages to compare with, by name.
         evaluation: what is measured at the end.
+        cache: how what frozen teachers say is kept.
         trainer: how the training loop runs.
     """
 
@@ -371,4 +400,5 @@ class RecipeConfig(Section):
     stages: Annotated[list[StageConfig], MinLen(1)]
     baselines: dict[Name, BaselineConfig] = {}
     evaluation: EvaluationConfig = EvaluationConfig()
+    cache: CacheConfig = CacheConfig()
     trainer: TrainerConfig = TrainerConfig()

@@ -66,7 +66,8 @@ class StageSettings:
             caching); None: all rows at once.
         ema: decay of the moving average of the student's weights, which is validated and kept in place of the raw
             weights.
-        cache: may the logits of frozen teachers be computed once: `auto` decides, `memory` insists, `off` never.
+        cache: may the signals of frozen teachers be computed once: `auto` decides, `memory` and `disk` insist, `off`
+            never.
         split: what the stage trains on.
     """
 
@@ -84,7 +85,7 @@ class StageSettings:
     accumulate: int = 1
     micro_batch: int | None = None
     ema: float | None = None
-    cache: Literal["auto", "memory", "off"] = "auto"
+    cache: Literal["auto", "memory", "disk", "off"] = "auto"
     split: str = "train"
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from ..cache import LogitStore
+from ..cache import CacheSettings, SignalStore
 from ..data import Split, make_loader
 from ..errors import DataError, did_you_mean
 from ..progress import Progressbar
@@ -68,7 +68,9 @@ class StageContext:
         log_every: steps between two records.
         checkpoint_every: steps between two checkpoints inside of an epoch; None saves at the end of epochs only.
         stops: told the step, returns the signal that asks the run to save and stop, or 0.
-        store: keeps the logits of frozen teachers for other runs; None: each stage computes its own.
+        store: keeps signals of frozen teachers for other runs; None: each stage computes its own.
+        disk: keeps those that do not fit in memory; the same folder where there is a `store`.
+        cache: codecs and limits of the signals that are kept.
     """
 
     accelerator: Accelerator
@@ -81,7 +83,9 @@ class StageContext:
     log_every: int = 20
     checkpoint_every: int | None = None
     stops: Callable[[int], int] = lambda step: 0
-    store: LogitStore | None = None
+    store: SignalStore | None = None
+    disk: SignalStore | None = None
+    cache: CacheSettings = field(default_factory=CacheSettings)
 
     @property
     def device(self) -> torch.device:

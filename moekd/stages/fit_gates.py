@@ -37,7 +37,7 @@ def fit_gates(context: StageContext, settings: StageSettings, cache: TeacherSour
     """
     for gate in gates_to_fit(context.models, settings):
         assert gate.fit_on is not None
-        known = cache if gate.fit_on == settings.split else None
+        known = cache if gate.fit_on == settings.split and not settings.transforms else None
         batches = (to_device(batch, context.device) for batch in context.eval_loader(gate.fit_on))
         fit(gate, context.models, batches, known)
         logger.info("stage '%s': %s measured the teachers on '%s'", settings.name, type(gate).__name__, gate.fit_on)

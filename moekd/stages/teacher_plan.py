@@ -1,19 +1,38 @@
-"""Which teachers run in a stage, and whether their logits are computed once."""
+"""Which teachers run in a stage, and whether what they say is computed once."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
 
-from ..cache import LogitCache, build_logit_cache, why_not_cached
-from ..data import make_loader
+import torch
+
+from ..cache import (
+    CacheSettings,
+    Needs,
+    SignalCache,
+    SignalStore,
+    TeacherPass,
+    cache_in_memory,
+    why_not_cached,
+)
 from ..errors import ConfigError
+from ..objectives import Objective
 from ..routers import Router
+from ..routers.gates import Gate
 from ..step import Models
+from ..transforms import ReplayableTransform
 from .base import StageSettings
 from .context import RunData, StageContext
+from .fit_gates import gates_to_fit
 
 logger = logging.getLogger(__name__)
+
+Place = Literal["memory", "disk"]
 
 
 @dataclass(frozen=True)
@@ -23,67 +42,179 @@ class TeacherPlan:
     Attributes:
         variants: names to run, each teacher once for all of its own.
         features: record tapped activations.
-        cached: the logits are computed once.
-        reason: why they are not cached, for the log.
+        place: where their signals are kept; None: they run in every step.
+        reasons: why they are not kept, for the log.
+        needs: what is read of them.
+        nbytes: about how much is kept.
     """
 
     variants: list[str]
     features: bool
-    cached: bool
-    reason: str
+    place: Place | None = None
+    reasons: Sequence[str] = ()
+    needs: Needs = field(default_factory=Needs)
+    nbytes: int = 0
+
+    @property
+    def cached(self) -> bool:
+        """True when the signals are computed once."""
+        return self.place is not None
+
+    @property
+    def reason(self) -> str:
+        """Why they are not, in one line."""
+        return "; ".join(self.reasons)
 
 
-def plan_teachers(models: Models, data: RunData, settings: StageSettings) -> TeacherPlan:
+def plan_teachers(
+    models: Models, data: RunData, settings: StageSettings, cache: CacheSettings | None = None
+) -> TeacherPlan:
     """Decide it from the objectives, the router and who trains (call it after `train_only`).
 
+    Args:
+        models: student, pool, router.
+        data: the splits.
+        settings: the stage.
+        cache: codecs and limits.
+
     Raises:
-        ConfigError: the stage insists on a cache that would be wrong.
+        ConfigError: the stage insists on a cache that would be wrong or does not fit.
     """
+    cache = cache or CacheSettings()
     objectives = [weighted.objective for weighted in settings.objectives]
-    pool = models.pool
     router = models.router if any(objective.routable for objective in objectives) else None
+    wanted, needs = _readers(models, objectives, router), _needs(models, settings, objectives, router)
+    insists = settings.cache in ("memory", "disk")
+    if not wanted and not insists:
+        return TeacherPlan([], needs.features)
+    train = data.split(settings.split)
+    reasons = why_not_cached(models.pool, wanted, transforms=settings.transforms, random_data=train.random)
+    place: Place | None = None
+    nbytes = 0
+    if settings.cache == "off":
+        reasons = ["switched off"]
+    elif not reasons:
+        nbytes = _size(teacher_pass(models, data, settings, wanted, needs, _device(models)), cache)
+        place, reasons = _place(nbytes, settings, cache)
+    if insists and reasons:
+        raise ConfigError(
+            f"stage '{settings.name}' asks for cached teachers, but {'; '.join(reasons)}; use cache: auto"
+        )
+    if reasons and router is not None and _routes_rows_first(models, router, wanted, settings):
+        return TeacherPlan([], needs.features, None, [*reasons, "each teacher runs on the rows routed to it"], needs)
+    return TeacherPlan(wanted, needs.features, place, reasons, needs, nbytes)
+
+
+def build_cache(context: StageContext, settings: StageSettings, plan: TeacherPlan) -> SignalCache | None:
+    """Run the planned variants once over the training split, if the plan says so, and tell the log what was decided."""
+    if not plan.variants and not plan.reasons:
+        return None
+    if plan.place is None:
+        logger.info("stage '%s': teachers run live: %s", settings.name, plan.reason)
+        return None
+    models, train = context.models, context.data.split(settings.split)
+    teachers = teacher_pass(models, context.data, settings, plan.variants, plan.needs, context.device)
+    teachers = replace(
+        teachers,
+        precision=context.accelerator.mixed_precision,
+        autocast=context.accelerator.autocast,
+        on_rows=context.progress.advance,
+    )
+    context.progress.start(f"{settings.name}: teachers' signals", len(train))
+    store = context.disk if plan.place == "disk" else context.store
+    if store is None:
+        cache = cache_in_memory(teachers, context.cache)
+    else:
+        cache = store.cache(teachers, mapped=plan.place == "disk")
+    context.progress.finish()
+    logger.info("stage '%s': %s", settings.name, _said(teachers, cache, context, plan, store))
+    return cache
+
+
+def teacher_pass(
+    models: Models, data: RunData, settings: StageSettings, variants: Sequence[str], needs: Needs, device: torch.device
+) -> TeacherPass:
+    """Return what has to be run to know what the teachers say about the data of a stage, in full precision."""
+    return TeacherPass(
+        pool=models.pool,
+        variants=variants,
+        needs=needs,
+        split=data.split(settings.split),
+        split_name=settings.split,
+        batch_size=data.eval_batch_size,
+        device=device,
+        num_workers=data.num_workers,
+        transforms=[t for t in settings.transforms if isinstance(t, ReplayableTransform)],
+    )
+
+
+def _readers(models: Models, objectives: Sequence[Objective], router: Router | None) -> list[str]:
+    """Return the variants that somebody reads, in pool order."""
+    pool = models.pool
     readers = {name for o in objectives if router is None or not o.routable for name in o.variants(pool)}
     if router is not None:
         readers |= set(models.experts)
-    wanted = [name for name in [*pool.names, *pool.specialised] if name in readers]
-    features = any(objective.reads_features for objective in objectives)
-    features = features or (router is not None and router.reads_features)
-    if not wanted and settings.cache != "memory":
-        return TeacherPlan([], features, False, "")
-    train = data.split(settings.split)
-    reason = why_not_cached(
-        pool,
-        wanted,
-        reads_features=features,
-        transforms=len(settings.transforms),
-        random_data=train.random,
-        needs_bytes=4 * (len(train) if train.labels is None else train.labels.size) * len(wanted) * data.num_classes,
+    return [name for name in [*pool.names, *pool.specialised] if name in readers]
+
+
+def _needs(models: Models, settings: StageSettings, objectives: Sequence[Objective], router: Router | None) -> Needs:
+    """Return which signals somebody reads."""
+    readers = [o for o in objectives if o.variants(models.pool) or (router is not None and o.routable)]
+    gates = [module for module in router.modules() if isinstance(module, Gate)] if router is not None else []
+    fits = bool(gates_to_fit(models, settings))
+    routes = router is not None and (router.needs_teachers or fits)
+    targets = router is not None and router.combine == "target" and any(o.reads_logits for o in readers)
+    return Needs(
+        logits=routes or targets or any(objective.reads_logits for objective in readers),
+        embeddings=any(reader.reads_embeddings for reader in [*readers, *gates]),
+        features=any(reader.reads_features for reader in [*readers, *gates]),
     )
-    if settings.cache == "off":
-        reason = "switched off"
-    elif settings.cache == "memory" and reason is not None:
-        raise ConfigError(f"stage '{settings.name}' asks for cached teachers, but {reason}; use cache: auto")
-    if reason is not None and router is not None and _routes_rows_first(models, router, wanted, settings):
-        return TeacherPlan([], features, False, f"{reason}; each teacher runs on the rows routed to it")
-    return TeacherPlan(wanted, features, reason is None, reason or "")
 
 
-def build_cache(context: StageContext, settings: StageSettings, plan: TeacherPlan) -> LogitCache | None:
-    """Run the planned variants once over the training split, if the plan says so, and tell the log what was decided."""
-    if not plan.variants and not plan.reason:
-        return None
-    if not plan.cached:
-        logger.info("stage '%s': teachers run live: %s", settings.name, plan.reason)
-        return None
-    train = context.data.split(settings.split)
-    loader = make_loader(train, context.data.eval_batch_size, shuffle=False, num_workers=context.data.num_workers)
-    context.progress.start(f"{settings.name}: teacher logits", len(train))
-    fill = build_logit_cache if context.store is None else context.store.cache(settings.split, train.ids)
-    cache = fill(context.models.pool, plan.variants, loader, context.device, context.progress.advance)
-    context.progress.finish()
-    megabytes = cache.nbytes / 1e6
-    logger.info("stage '%s': logits of %d teachers cached, %.1f MB", settings.name, len(plan.variants), megabytes)
-    return cache
+def _device(models: Models) -> torch.device:
+    """Return where the teachers are now."""
+    return next((parameter.device for parameter in models.pool.parameters()), torch.device("cpu"))
+
+
+def _size(teachers: TeacherPass, cache: CacheSettings) -> int:
+    """Return the bytes that the signals take."""
+    rows = len(teachers.split) * teachers.views
+    shapes = teachers.shapes().values()
+    return rows * sum(cache.codec_of(key).bytes_a_row(like) for found in shapes for key, like in found.items())
+
+
+def _place(nbytes: int, settings: StageSettings, cache: CacheSettings) -> tuple[Place | None, list[str]]:
+    """Return where so many bytes go, or why nowhere."""
+    found = f"the signals take {nbytes / 1e9:.2f} GB"
+    if nbytes <= cache.memory_gb * 1e9 and settings.cache != "disk":
+        return "memory", []
+    if settings.cache == "memory":
+        return None, [f"{found}, more than cache.memory_gb: {cache.memory_gb:g}"]
+    if nbytes > cache.disk_gb * 1e9:
+        return None, [f"{found}, more than cache.disk_gb: {cache.disk_gb:g}"]
+    free = shutil.disk_usage(next(path for path in [*_above(cache.place)] if path.exists())).free
+    if nbytes > free:
+        return None, [f"{found}, and {cache.place} has {free / 1e9:.2f} GB left"]
+    return "disk", []
+
+
+def _above(path: Path) -> list[Path]:
+    absolute = path.absolute()
+    return [absolute, *absolute.parents]
+
+
+def _said(
+    teachers: TeacherPass, cache: SignalCache, context: StageContext, plan: TeacherPlan, store: SignalStore | None
+) -> str:
+    """Return the line for the log about a cache."""
+    where = "in memory" if store is None else f"in memory and in {store.folder}"
+    if plan.place == "disk" and store is not None:
+        where = f"on disk in {store.folder}"
+    codecs = {str(context.cache.codec_of(key)) for key in ("logits", "others")} if plan.needs.logits else set()
+    words = ", ".join(sorted(codecs or {context.cache.codec}))
+    views = f", {teachers.views} views a sample" if teachers.views > 1 else ""
+    size = f"{cache.nbytes / 1e6:.1f} MB ({words})"
+    return f"{plan.needs} of {len(plan.variants)} teachers cached {where}, {size}{views}"
 
 
 def _routes_rows_first(models: Models, router: Router, wanted: list[str], settings: StageSettings) -> bool:

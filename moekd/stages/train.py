@@ -85,7 +85,7 @@ class TrainLoop:
         parameters = parameters_of(self.optimized().values())
         if not parameters:
             raise ConfigError(f"stage '{settings.name}' has nothing to train: 'trains' names no module with parameters")
-        plan = plan_teachers(context.models, context.data, settings)
+        plan = plan_teachers(context.models, context.data, settings, context.cache)
         for module in [context.models.student, context.models.pool, context.models.router, *settings.objectives]:
             if module is not None:
                 module.to(context.device)

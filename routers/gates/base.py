@@ -44,6 +44,8 @@ class Gate(nn.Module):
     gives_weights = False
     #: True when the gate reads tapped activations, so that they are recorded.
     reads_features: bool = False
+    #: True when the gate reads embeddings of teachers.
+    reads_embeddings: bool = False
     #: True when the gate reads the losses of a routed objective to every teacher, so that only one can ask for it.
     reads_losses: bool = False
     #: True when there is one more score than teachers: the last one is the label's.

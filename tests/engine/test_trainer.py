@@ -262,7 +262,7 @@ def test_a_stage_trains_what_it_names_and_nothing_else(tmp_path: Path) -> None:
                 "cache": "memory",
                 "transforms": [{"kind": "random_shift", "fields": ["image"]}],
             },
-            "asks for cached teachers, but inputs change from epoch to epoch; use cache: auto",
+            "asks for cached teachers, but inputs change from epoch to epoch: RandomShift can.t be replayed; use",
         ),
         (
             {"trains": ["student", "teachers"], "objectives": ["mutual_kd"], "cache": "memory"},

@@ -22,6 +22,7 @@ from .interactive_contrastive import InteractiveContrastive, interactive_contras
 from .kd import KD, kd_kl, standardise
 from .kd_to_student import KDToStudent
 from .kendall import kendall_tau_b
+from .mgdfr import DecisiveFeatures, LogitAgreement, freeze_channels, least_decisive, permute_channels
 from .mlld import MultiLevelLogits, multi_level_loss
 from .mutual_kd import MutualKD
 from .nkd import NKD, normalised_kd
@@ -51,6 +52,7 @@ __all__ = [
     "ContrastiveDistillation",
     "ContrastiveKD",
     "CrossEntropy",
+    "DecisiveFeatures",
     "EmbeddingKD",
     "EmbeddingObjective",
     "FitNets",
@@ -58,6 +60,7 @@ __all__ = [
     "GradientKD",
     "InteractiveContrastive",
     "KDToStudent",
+    "LogitAgreement",
     "LossTerm",
     "MultiLevelLogits",
     "MutualKD",
@@ -84,18 +87,21 @@ __all__ = [
     "decoupled_kd",
     "dist_loss",
     "embedding_distance",
+    "freeze_channels",
     "gradient_kd",
     "hierarchical_context_loss",
     "hint_loss",
     "interactive_contrastive",
     "kd_kl",
     "kendall_tau_b",
+    "least_decisive",
     "linear_cka",
     "make_regressor",
     "mixed_teacher",
     "multi_level_loss",
     "non_target_kl",
     "normalised_kd",
+    "permute_channels",
     "ranking",
     "reduce",
     "relational_kl",

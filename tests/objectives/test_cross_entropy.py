@@ -167,3 +167,16 @@ class Headless(Model):
 
     def interpret(self, output: torch.Tensor) -> Signals:
         return Signals(embeddings={"left": output})
+
+
+def test_void_pixels_count_nowhere() -> None:
+    logits, labels = torch.randn(3, CLASSES, 4, 4), torch.randint(0, CLASSES, (3, 4, 4))
+    labels[0, :2] = -1
+    labels[2] = -1
+    batch = make_batch(3) | {"label": labels, "labelled": torch.ones(3, dtype=torch.bool)}
+    step = make_step(make_pool(), None, batch)
+    step.__dict__["student"] = Signals(logits)
+    term = CrossEntropy()(step)["cross_entropy/student"]
+    assert term.mask.tolist() == [True, True, False]
+    expected = torch.nn.functional.cross_entropy(logits[0, :, 2:].flatten(1).T, labels[0, 2:].flatten())
+    torch.testing.assert_close(term.values[0], expected)

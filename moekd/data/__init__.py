@@ -8,6 +8,7 @@ from . import emoji as _emoji
 from . import files as _files
 from . import mfeat as _mfeat
 from . import ravdess as _ravdess
+from . import webdataset as _webdataset
 from .corruption import Corruption, fingerprint_of, with_corruptions
 from .dataset import DATASETS, Batch, Dataset, FieldSpec, Split
 from .few_labels import labelled_mask, with_labels
@@ -34,4 +35,4 @@ __all__ = [
     "with_labels",
     "with_policy",
 ]
-del _avmnist, _camvid, _emoji, _files, _mfeat, _ravdess
+del _avmnist, _camvid, _emoji, _files, _mfeat, _ravdess, _webdataset

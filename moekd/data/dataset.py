@@ -165,7 +165,7 @@ class Dataset:
     """Base of all data sets; the parameters of a subclass's `__init__` are its config options.
 
     Attributes:
-        num_classes: number of classes.
+        num_classes: number of classes C; 0 where there are neither labels nor class names.
         class_names: their names, by label.
         fields: what `Split.read` fills, by field name.
         void_class: a class that is no target and never right (class 0 of NYU-Depth-V2): it has a logit, but does not
@@ -229,10 +229,13 @@ DATASETS: Registry[Dataset] = Registry("data set", "datasets", base=Dataset)
 def check_splits(splits: Mapping[str, Split], class_names: Sequence[str]) -> None:
     """Check that splits are not empty, ids are unique and labels lie in [0, C); -1 is allowed in train (unlabelled).
 
+    Where no split has labels, there may be no classes at all.
+
     Raises:
         DataError: naming the split and the sample.
     """
-    if len(class_names) < 2:
+    labelled = any(split.labels is not None for split in splits.values())
+    if len(class_names) < 2 and (labelled or class_names):
         raise DataError(f"a classification data set needs at least 2 classes, found {list(class_names)}")
     for name, split in splits.items():
         if len(split) == 0:

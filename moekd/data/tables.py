@@ -1,4 +1,4 @@
-"""Tables of samples behind the `files` data set: Hugging Face datasets (Arrow memory-maps), or parquet row groups."""
+"""Tables of samples behind `files` and its kin: Hugging Face datasets (Arrow memory-maps), or parquet row groups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from ..errors import DataError
 from .dataset import Ids
+from .fingerprint import digest, file_digest
 from .loader import WINDOW
 
 if TYPE_CHECKING:
@@ -50,12 +52,26 @@ class Table:
         """Return a whole column."""
         raise NotImplementedError
 
+    def has_column(self, name: str) -> bool:
+        """Return whether there is a column of this name."""
+        return name in self.columns
+
     def class_names(self, name: str) -> list[str] | None:
         """Return the class names that the file itself gives for a column of labels, if it does."""
         return None
 
+    def identity(self) -> Any:
+        """Return the JSON-able identity of the content: sha256 of data files, names and sizes in folders of media."""
+        return [_file_identity(file) for file in self.files]
+
+    def describe(self, row: int, paths: Sequence[str]) -> str:
+        """Return file and row, and what the columns of paths say there."""
+        values = self.read(np.array([row]), paths).values() if paths else ()
+        shown = [value[0].get("path") if isinstance(value[0], dict) else value[0] for value in values]
+        return ", ".join([f"{self.name} row {row}", *(path for path in shown if isinstance(path, str))])
+
     def read(self, rows: Ids, columns: Sequence[str]) -> dict[str, list[Any]]:
-        """Return some rows as Python values; lists of numbers as arrays."""
+        """Return some rows as Python values; lists of numbers as arrays. A value that can't be had is a `DataError`."""
         table = self.arrow(rows, columns)
         return {name: values_of(table.column(name)) for name in columns}
 
@@ -122,6 +138,20 @@ class StreamedTable(Table):
                 self._recent.popitem(last=False)
         self._recent.move_to_end(key)
         return self._recent[key]
+
+
+def usable(value: Any) -> Any:
+    """Return a value of a table, or raise the error that stands in its place."""
+    if isinstance(value, DataError):
+        raise value
+    return value
+
+
+def _file_identity(path: Path) -> Any:
+    if path.is_file():
+        return file_digest(path)
+    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    return digest([[str(file.relative_to(path)), file.stat().st_size] for file in inside])
 
 
 def values_of(column: pa.ChunkedArray) -> list[Any]:

@@ -1,7 +1,9 @@
 """What the adapters of outside models share: readers of batch fields, and a classifier on top.
 
 An adapter is a network like every other: it takes batch fields and returns named tensors, `embeddings` by modality
-(not normalised), `logits` if it classifies, and a contrastive model's `logit_scale` and `logit_bias` `[B]`.
+(not normalised), `logits` if it classifies, and a contrastive model's `logit_scale` and `logit_bias` `[B]`. Each of its
+towers can be used alone: `embed` takes a field of the batch, `embed_texts` takes texts, and `encode` and `encode_text`
+take what the readers make of them, so that they can be traced.
 
 Shapes: B batch, C classes, D width of an embedding.
 """
@@ -115,7 +117,7 @@ class Adapter(nn.Module):
         fields: Fields | None,
         modalities: Sequence[str],
         image: Callable[[Mapping[str, Any] | None, str], nn.Module],
-        text: Callable[[Mapping[str, Any] | None, str], TextContract],
+        text: Callable[[Mapping[str, Any] | None, str], TextContract | nn.Module],
     ) -> None:
         """Make a reader for each input field.
 
@@ -123,7 +125,7 @@ class Adapter(nn.Module):
             fields: the fields in call order, as the data set describes them; None: one field a modality.
             modalities: what the model can read.
             image: maps a field's description and name to the reader of pictures (or of sounds).
-            text: the same for texts.
+            text: the same for texts; a module reads vectors of texts.
 
         Raises:
             ConfigError: a field of a modality that the model can't read, or two fields of one modality.
@@ -137,10 +139,11 @@ class Adapter(nn.Module):
             if modality in self.readers.values():
                 raise ConfigError(f"inputs: '{name}' is the second field of modality '{modality}'; leave one")
             self.readers[name] = modality
-            if modality == "text":
-                self.texts[name] = text(field, f"{self.kind} input '{name}'")
+            made = (text if modality == "text" else image)(field, f"{self.kind} input '{name}'")
+            if isinstance(made, TextContract):
+                self.texts[name] = made
             else:
-                self.images[_key(name)] = image(field, f"{self.kind} input '{name}'")
+                self.images[_key(name)] = made
         self.partial = fields is None
 
     def forward(self, *inputs: Tensor) -> Output:
@@ -157,11 +160,7 @@ class Adapter(nn.Module):
         embeddings: dict[str, Tensor] = {}
         said: Output = {"embeddings": embeddings}
         for (name, modality), value in zip(self.readers.items(), inputs, strict=False):
-            if modality == "text":
-                embedding = self.encode_text(*self.texts[name](value, self.device))
-            else:
-                embedding = self.encode(modality, self._cast(self.images[_key(name)](value)))
-            embeddings[modality] = embedding
+            embeddings[modality] = self.embed(name, value)
         first = next(iter(embeddings.values()))
         if self.logits_only:
             return {"logits": first}
@@ -169,19 +168,44 @@ class Adapter(nn.Module):
         for key, scalar in (("logit_scale", scale), ("logit_bias", bias)):
             if scalar is not None:
                 said[key] = scalar.reshape(1).expand(len(first))
-        if self.classifier is not None:
-            said["logits"] = self.classifier(first)
-        elif vectors is not None and self.zero_shot is not None:
-            seen = next(value for modality, value in embeddings.items() if modality != "text")
+        pictured = next((value for modality, value in embeddings.items() if modality != "text"), None)
+        seen = first if set(self.readers.values()) == {"text"} else pictured
+        if self.classifier is not None and seen is not None:
+            said["logits"] = self.classifier(seen)
+        elif vectors is not None and self.zero_shot is not None and seen is not None:
             one = torch.ones((), device=seen.device) if scale is None else scale
             said["logits"] = self.zero_shot.logits(seen, vectors, one, bias)
         return said
+
+    def embed(self, name: str, value: Any) -> Tensor:
+        """Return the embedding `[B, D]` of one input field as the batch holds it, whatever the other fields are.
+
+        Args:
+            name: the field, one of `readers`.
+            value: pictures `[B, 3, H, W]` or sounds `[B, 1, S]` as the data set gives them, texts as bytes or ids
+                `[B, N]`, or a list of texts.
+
+        Raises:
+            ModelError: a value that can't be read.
+        """
+        if name in self.texts:
+            return self.encode_text(*(self._place(part) for part in self.texts[name](value, self._texts_device())))
+        return self.encode(self.readers[name], self._cast(self.images[_key(name)](value)))
 
     def _cast(self, prepared: Any) -> Any:
         """Bring floating-point inputs to the type of the weights, after they were prepared in float32."""
         if isinstance(prepared, Mapping):
             return {name: self._cast(value) for name, value in prepared.items()}
+        prepared = self._place(prepared)
         return prepared.to(next(self.model.parameters()).dtype) if prepared.is_floating_point() else prepared
+
+    def _place(self, prepared: Tensor) -> Tensor:
+        """Bring what was prepared on the device of the batch to weights that are a description alone."""
+        return prepared.to("meta") if self.device.type == "meta" else prepared
+
+    def _texts_device(self) -> torch.device:
+        """Return where texts become ids: with the weights, unless these are a description alone."""
+        return torch.device("cpu") if self.device.type == "meta" else self.device
 
     def encode(self, modality: str, value: Any) -> Tensor:
         """Return the embedding `[B, D]` of prepared pictures or sounds."""
@@ -205,6 +229,27 @@ class Adapter(nn.Module):
             reader = self.reader(name)
             if isinstance(reader, ImageContract):
                 reader.check_range(value)
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether `embed_texts` works: a text is among the inputs, or classes are named."""
+        return self._text_tokens() is not None
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return the embeddings of texts `[texts, D]`, such as prompts with the names of classes.
+
+        Raises:
+            ModelError: the model reads no text.
+        """
+        tokens = self._text_tokens()
+        if tokens is None:
+            raise ModelError(f"{self.kind} reads no text; add a text field to 'inputs', or 'zero_shot'")
+        return self.encode_text(*(self._place(part) for part in tokens(list(texts), self._texts_device())))
+
+    def _text_tokens(self) -> TextContract | None:
+        if self.zero_shot is not None:
+            return self._prompt_tokens
+        return next(iter(self.texts.values()), None)
 
     @property
     def device(self) -> torch.device:
@@ -234,9 +279,7 @@ class Adapter(nn.Module):
         trains = self.training and any(p.requires_grad for p in self.text_parameters())
         if trains and not self.zero_shot.options.in_training:
             return None
-        return self.zero_shot.class_vectors(
-            lambda prompts: self.encode_text(*self._prompt_tokens(prompts, self.device)), trains
-        )
+        return self.zero_shot.class_vectors(self.embed_texts, trains)
 
     def text_parameters(self) -> Sequence[nn.Parameter]:
         """Return the weights that texts go through."""

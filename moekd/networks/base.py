@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from ..registry import Registry
@@ -14,9 +17,11 @@ class Encoder(nn.Module):
 
     Attributes:
         out_features: width of the vector; set by `__init__`.
+        pictures: how it wants pictures prepared, in the names of `ImageSettings`; empty: as they are.
     """
 
     out_features: int
+    pictures: Mapping[str, Any] = {}
 
 
 ENCODERS: Registry[Encoder] = Registry("encoder", "encoders", base=Encoder)

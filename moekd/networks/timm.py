@@ -11,6 +11,7 @@ from ..registry import Injected
 from .adapter import Adapter, Classifier, Fields, library, local_weights
 from .base import NETWORKS
 from .images import ImageContract, ImageOptions, as_interpolation, image_settings
+from .loading import Loading, on_meta
 from .texts import TextContract
 
 
@@ -30,6 +31,7 @@ class Timm(Adapter):
         image: replaces parts of the model's own preparation of pictures.
         options: further options of `timm.create_model` (`img_size`, `drop_path_rate`, say).
         fields: what the data set says about the fields in `inputs`.
+        loading: how much of the model is made.
 
     Raises:
         ConfigError: an unknown model or option, weights that do not fit, or a field that is no picture.
@@ -49,27 +51,15 @@ class Timm(Adapter):
         image: ImageOptions | None = None,
         options: dict[str, Any] | None = None,
         fields: Injected[Fields | None] = None,
+        loading: Injected[Loading] = "weights",
     ) -> None:
         super().__init__("timm")
-        timm = library("timm", "timm", "network kind 'timm'")
-        if "/" not in model and not timm.is_model(model.partition(".")[0]):
-            raise ConfigError(f"model: timm has no '{model}'{did_you_mean(model, timm.list_models())}")
-        extra = dict(options or {})
-        if reserved := {"pretrained", "num_classes", "in_chans", "pretrained_cfg_overlay"} & set(extra):
-            raise ConfigError(f"options: {', '.join(sorted(reserved))} can't be set here")
-        if isinstance(pretrained, str):
-            extra["pretrained_cfg_overlay"] = {
-                "file": str(local_weights(pretrained, "pretrained")),
-                "custom_load": False,
-            }
-        if classifier != "own":
-            extra["num_classes"] = 0
-        try:
-            self.model = timm.create_model(model, pretrained=bool(pretrained), **extra)
-        except (RuntimeError, ValueError, OSError, KeyError, TypeError, AssertionError) as error:
-            raise ConfigError(f"model: timm can't make '{model}': {error}") from error
+        if "num_classes" in (options or {}):
+            raise ConfigError("options: num_classes can't be set here; see 'classifier'")
+        extra = dict(options or {}) | ({"num_classes": 0} if classifier != "own" else {})
+        self.model = backbone(model, pretrained, extra, loading)
         self.classifier = self._take_classifier(model, classifier, num_classes)
-        known = _known(timm, self.model, extra.get("img_size"))
+        known = pictures_of(self.model, extra.get("img_size"))
         self.settings = image_settings(known, image, f"timm model '{model}'")
         self.read_fields(fields, ("image",), lambda f, label: ImageContract(self.settings, f, label), _no_text)
 
@@ -79,11 +69,7 @@ class Timm(Adapter):
         Raises:
             ConfigError: the model gives no vector an image.
         """
-        embedding = self.model(value)
-        if not isinstance(embedding, Tensor) or embedding.ndim != 2:
-            found = list(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
-            raise ConfigError(f"options: this model gives {found}, expected [B, D]; set options.global_pool, say")
-        return embedding
+        return vectors(self.model(value))
 
     def _take_classifier(self, name: str, classifier: Classifier, num_classes: int) -> nn.Module | None:
         if classifier == "none":
@@ -103,9 +89,39 @@ class Timm(Adapter):
         return own
 
 
-def _known(timm: Any, model: nn.Module, size: int | tuple[int, int] | None) -> dict[str, Any]:
+def backbone(model: str, pretrained: bool | str, options: dict[str, Any], loading: Loading = "weights") -> nn.Module:
+    """Make a model of timm.
+
+    Args:
+        model: its name.
+        pretrained: true for the weights of its tag, or a local .safetensors file.
+        options: of `timm.create_model`.
+        loading: how much of it is made.
+
+    Raises:
+        ConfigError: an unknown model or option, or weights that do not fit.
+        MissingDependencyError: timm is not installed.
+    """
+    timm = library("timm", "timm", "network kind 'timm'")
+    if "/" not in model and not timm.is_model(model.partition(".")[0]):
+        raise ConfigError(f"model: timm has no '{model}'{did_you_mean(model, timm.list_models())}")
+    if reserved := {"pretrained", "in_chans", "pretrained_cfg_overlay"} & set(options):
+        raise ConfigError(f"options: {', '.join(sorted(reserved))} can't be set here")
+    wanted = pretrained if loading == "weights" else False
+    if isinstance(wanted, str):
+        file = str(local_weights(wanted, "pretrained"))
+        options = options | {"pretrained_cfg_overlay": {"file": file, "custom_load": False}}
+    try:
+        with on_meta(loading):
+            made: nn.Module = timm.create_model(model, pretrained=bool(wanted), **options)
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError, AssertionError) as error:
+        raise ConfigError(f"model: timm can't make '{model}': {error}") from error
+    return made
+
+
+def pictures_of(model: nn.Module, size: int | tuple[int, int] | None = None) -> dict[str, Any]:
     """Return what timm says about a model's pictures, in the names of `ImageSettings`."""
-    config = timm.data.resolve_model_data_config(model)
+    config = library("timm", "timm", "network kind 'timm'").data.resolve_model_data_config(model)
     height, width = config["input_size"][1:] if size is None else (size, size) if isinstance(size, int) else size
     crop, mode = float(config["crop_pct"]), config["crop_mode"]
     resize = "shortest" if mode == "center" else mode if crop == 1.0 else f"{mode} with a crop"
@@ -117,6 +133,18 @@ def _known(timm: Any, model: nn.Module, size: int | tuple[int, int] | None) -> d
         "resize": resize,
         "scale_to": int(height / crop) if resize == "shortest" and height == width else None,
     }
+
+
+def vectors(said: Any) -> Tensor:
+    """Return a model's output, if it is one vector a picture.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(said, Tensor) or said.ndim != 2:
+        found = list(said.shape) if isinstance(said, Tensor) else type(said).__name__
+        raise ConfigError(f"options: this model gives {found}, expected [B, D]; set options.global_pool, say")
+    return said
 
 
 def _no_text(field: Any, label: str) -> TextContract:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,12 +125,12 @@ def read_picture(
 def _check_header(content: bytes, max_pixels: int, formats: tuple[str, ...] | None) -> None:
     expected = "a picture" if formats is None else f"a picture ({', '.join(formats)})"
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content), formats=formats) as image:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
             width, height = image.size
     except Image.DecompressionBombError as error:
-        raise DataError(f"the picture has too many pixels: {error}") from error
+        raise DataError(f"the picture has too many pixels: expected at most {max_pixels:,}") from error
     except _BROKEN as error:
-        found = "no bytes" if not content else f"{len(content)} bytes that are none"
+        found = f"{len(content)} bytes of something else" if content else "an empty file"
         raise DataError(f"expected {expected}, found {found}") from error
     if width * height > max_pixels:
         raise DataError(

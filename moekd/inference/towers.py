@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ..export.parts import Tower
@@ -58,7 +57,7 @@ def text_reader(network: nn.Module) -> ReadTexts | None:
 def scale_and_bias(network: nn.Module) -> tuple[float | None, float | None]:
     """Return the factor and the bias with which cosines become logits, where the student has them."""
     found = network.scale_and_bias() if isinstance(network, Adapter) else (None, None)
-    scale, bias = (None if value is None else float(torch.as_tensor(value).reshape(-1)[0]) for value in found)
+    scale, bias = (None if value is None else float(value.detach().reshape(-1)[0]) for value in found)
     return scale, bias
 
 

@@ -154,7 +154,7 @@ class Service:
         try:
             return read_picture(picture.content, self.predictor.field, self.settings.max_pixels, FORMATS)
         except DataError as error:
-            raise RequestError(422, "picture", f"pictures[{index}]: {error}", ", ".join(FORMATS)) from error
+            raise RequestError(422, "picture", f"pictures[{index}]: {error}") from error
 
     def _look(self, batch: list[Tensor]) -> list[Seen]:
         seen = self.predictor.see(torch.stack(batch))

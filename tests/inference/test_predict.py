@@ -14,9 +14,9 @@ from PIL import Image
 
 from moekd.errors import DataError
 from moekd.export import export_student, load_student
+from moekd.inference import predict, read_input
 from moekd.model import Model
 from moekd.networks import NETWORKS
-from moekd.inference import predict, read_input
 
 COLOUR = {"shape": [3, 8, 8], "dtype": "float32", "modality": "image"}
 GREY = {"shape": [1, 8, 8], "dtype": "float32", "modality": "image"}

@@ -29,6 +29,40 @@ OPTIONS = (
     "--hide-scrollbars",
     "--no-first-run",
 )
+# Contrast as WCAG 2 defines it, of every text against the nearest background that is not transparent.
+CONTRAST = """
+(() => {
+  const parse = (c) => c.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => {
+    for (; e; e = e.parentElement) {
+      const c = parse(getComputedStyle(e).backgroundColor);
+      if (c.length === 3 || c[3] === 1) return c;
+      if (c[3] > 0) throw new Error("half transparent background");
+    }
+    throw new Error("no background");
+  };
+  let lowest = [99, ""];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const e = walk.currentNode.parentElement;
+    if (!walk.currentNode.data.trim() || ["SCRIPT", "STYLE"].includes(e.tagName)) continue;
+    const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < lowest[0]) lowest = [ratio, walk.currentNode.data.trim().slice(0, 60)];
+  }
+  return lowest;
+})()
+"""
+# Elements that stick out of the window although no box around them scrolls.
+STICKING_OUT = """
+[...document.querySelectorAll("body *")].filter((e) => {
+  if (e.closest(".scroll, pre") && !e.matches(".scroll, pre")) return false;
+  return e.getBoundingClientRect().right > innerWidth + 1;
+}).map((e) => e.outerHTML.slice(0, 80))
+"""
 
 
 def find_browser() -> str | None:
@@ -78,14 +112,15 @@ class Browser:
                 return dict(answer.get("result", {}))
             self._note(answer)
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Open a file at a width in CSS pixels, in light or dark mode, and wait until it is loaded."""
+    def open(self, path: Path | str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Open a file or an address at a width in CSS pixels, in light or dark mode, and wait until it is loaded."""
         mobile = width < 600
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.requests, self.messages, self._loaded = [], [], False
-        failure = self.send("Page.navigate", url=path.resolve().as_uri()).get("errorText")
+        address = path if isinstance(path, str) else path.resolve().as_uri()
+        failure = self.send("Page.navigate", url=address).get("errorText")
         if failure:
             raise RuntimeError(f"{path} can't be opened: {failure}")
         deadline = time.monotonic() + self.patience
@@ -114,6 +149,20 @@ class Browser:
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
+
+    def upload(self, selector: str, path: Path) -> None:
+        """Choose a file in the first file input that matches, as a person does."""
+        root = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
+
+    def wait(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        deadline = time.monotonic() + self.patience
+        while not self.run(condition):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not true within {self.patience:g} s: {condition}")
+            time.sleep(0.02)
 
     def screenshot(self, path: Path, whole: bool = True) -> None:
         """Write a PNG of the page, or of what is visible of it."""

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from browser import Browser
+from browser import CONTRAST, STICKING_OUT, Browser
 from example_run import write_example_run
 
 from moekd.report import compare_report, write_report
@@ -15,40 +15,6 @@ ENTER, TAB, SPACE = ("Enter", 13, "\r"), ("Tab", 9), (" ", 32, " ")
 TABLE = "document.querySelector('table.sortable')"
 COLUMN = f"[...{TABLE}.tBodies[0].rows].map(r => r.cells[%d].dataset.sort).map(s => s ? Number(s) : null)"
 STATES = f"[...{TABLE}.tHead.rows[0].cells].map(c => c.getAttribute('aria-sort'))"
-# Contrast as WCAG 2 defines it, of every text against the nearest background that is not transparent.
-CONTRAST = """
-(() => {
-  const parse = (c) => c.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
-    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (e) => {
-    for (; e; e = e.parentElement) {
-      const c = parse(getComputedStyle(e).backgroundColor);
-      if (c.length === 3 || c[3] === 1) return c;
-      if (c[3] > 0) throw new Error("half transparent background");
-    }
-    throw new Error("no background");
-  };
-  let lowest = [99, ""];
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const e = walk.currentNode.parentElement;
-    if (!walk.currentNode.data.trim() || ["SCRIPT", "STYLE"].includes(e.tagName)) continue;
-    const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < lowest[0]) lowest = [ratio, walk.currentNode.data.trim().slice(0, 60)];
-  }
-  return lowest;
-})()
-"""
-# Elements that stick out of the window although no box around them scrolls.
-STICKING_OUT = """
-[...document.querySelectorAll("body *")].filter((e) => {
-  if (e.closest(".scroll, pre") && !e.matches(".scroll, pre")) return false;
-  return e.getBoundingClientRect().right > innerWidth + 1;
-}).map((e) => e.outerHTML.slice(0, 80))
-"""
 
 
 @pytest.fixture(scope="session", params=["run", "compare", "ablation"])

@@ -8,7 +8,13 @@ let asked = 0;
 
 const list = (text) => text.split(",").map((part) => part.trim()).filter((part) => part);
 const lines = (text) => text.split("\n").map((part) => part.trim()).filter((part) => part);
-const same = (a, b) => a.length === b.length && a.every((value, index) => value === b[index]);
+
+const shownAs = { classes: ", ", templates: "\n" };
+const own = (id, what) => at(id).value === info[what].join(shownAs[what]);
+
+function refill(id, what) {
+  at(id).value = info[what].join(shownAs[what]);
+}
 
 function say(text) {
   at("status").textContent = text;
@@ -26,8 +32,9 @@ async function read(response) {
   const error = body && body.error;
   if (!error) throw new Error(`The server answered with status ${response.status}.`);
   const details = [error.expected && `expected ${error.expected}`, error.found && `found ${error.found}`];
-  const more = details.filter((part) => part && !error.message.includes(part)).join(", ");
-  throw new Error(more ? `${error.message} (${more})` : error.message);
+  const more = details.filter((part) => part).join(", ");
+  const message = error.message.replace(/^pictures\[0\]: /, "");
+  throw new Error(message[0].toUpperCase() + message.slice(1) + (more ? ` (${more}).` : "."));
 }
 
 function bar(entry) {
@@ -56,15 +63,13 @@ function bar(entry) {
 async function ask() {
   if (!picture || !info) return;
   const number = ++asked;
-  const labels = list(at("labels").value);
-  const templates = lines(at("templates").value);
+  const labels = own("labels", "classes") ? [] : list(at("labels").value);
+  const templates = own("templates", "templates") ? [] : lines(at("templates").value);
   const form = new FormData();
   form.append("pictures", picture, picture.name || "pasted picture");
   form.append("top", String(MOST_BARS));
-  if (labels.length && !same(labels, info.classes.map((name) => name.trim()))) form.append("labels", labels.join(","));
-  if (info.reads_texts && templates.length && !same(templates, info.templates)) {
-    templates.forEach((template) => form.append("templates", template));
-  }
+  if (labels.length) form.append("labels", labels.join(","));
+  templates.forEach((template) => form.append("templates", template));
   fail("");
   say("Asking the student...");
   at("answer").setAttribute("aria-busy", "true");
@@ -121,7 +126,7 @@ function listen() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask();
   });
   at("reset").addEventListener("click", () => {
-    at("labels").value = info.classes.join(", ");
+    refill("labels", "classes");
     ask();
   });
   for (const kind of ["dragenter", "dragover"]) {
@@ -176,8 +181,8 @@ async function begin() {
     fact(`sees ${width} x ${height} ${channels === 1 ? "grey" : "colour"} pixels`),
     fact(`${info.classes.length} classes`),
   );
-  at("labels").value = info.classes.join(", ");
-  at("templates").value = info.templates.join("\n");
+  refill("labels", "classes");
+  refill("templates", "templates");
   at("prompts").hidden = !info.reads_texts;
   at("about-labels").textContent = info.reads_texts
     ? "Any words: the student reads them."

@@ -1,0 +1,104 @@
+"""The command: it starts, finishes what has begun when it is told to end, and says why it can't start."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from moekd.errors import ConfigError, MissingDependencyError
+from moekd.serve.server import serve
+
+from .conftest import encoded, files
+
+
+@contextmanager
+def command(run: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run `moekd serve` on a free port; yield the process and its address once it is ready."""
+    arguments = [sys.executable, "-m", "moekd", "serve", str(run), "--port", "0", "--threads", "1", *options]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    lines: list[str] = []
+    assert process.stderr is not None
+    reading = threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")), daemon=True)
+    reading.start()
+    try:
+        deadline, place = time.monotonic() + 120, None
+        while place is None:
+            assert process.poll() is None, "".join(lines)
+            assert time.monotonic() < deadline, "".join(lines)
+            place = re.search(r"http://127\.0\.0\.1:\d+", "".join(lines))
+            time.sleep(0.02)
+        while True:
+            try:
+                if httpx.get(f"{place[0]}/health", trust_env=False).status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.05)
+            assert time.monotonic() < deadline, "".join(lines)
+        yield process, place[0]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(30)
+        reading.join(30)
+
+
+def test_requests_that_have_begun_are_answered_before_the_end(classifier: Path) -> None:
+    """SIGTERM comes while three requests wait for their batch: all are answered, and the exit code is 0."""
+    options = ("--max-wait-ms", "2500", "--max-batch", "64")
+    with command(classifier, *options) as (process, url):
+        answers: list[httpx.Response] = []
+
+        def ask(seed: int) -> None:
+            answers.append(httpx.post(f"{url}/predict", files=files(encoded(seed)), timeout=60, trust_env=False))
+
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 30
+        while "moekd_active_requests 3" not in httpx.get(f"{url}/metrics", trust_env=False).text:
+            assert time.monotonic() < deadline, "the requests never arrived"
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(60)
+        assert [answer.status_code for answer in answers] == [200, 200, 200]
+        assert process.wait(60) == 0
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url}/health", trust_env=False)
+
+
+def test_several_processes_answer_on_one_address(classifier: Path) -> None:
+    with command(classifier, "--workers", "2") as (process, url):
+        answer = httpx.post(f"{url}/predict", files=files(encoded()), timeout=60, trust_env=False)
+        assert answer.status_code == 200, answer.text
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+def test_what_can_not_be_served_is_said_before_anything_starts(classifier: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="no student in"):
+        serve(tmp_path, port=0)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"can't listen on 127.0.0.1:{port}: .*choose another --host or --port"):
+            serve(classifier, port=port)
+    with pytest.raises(ConfigError, match="at least one worker"):
+        serve(classifier, workers=0)
+
+
+def test_the_extra_is_named_when_it_is_missing(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'moekd\[serve\]'"):
+        serve(classifier)

@@ -6,6 +6,7 @@ from . import avmnist as _avmnist
 from . import camvid as _camvid
 from . import emoji as _emoji
 from . import files as _files
+from . import hub as _hub
 from . import mfeat as _mfeat
 from . import ravdess as _ravdess
 from . import webdataset as _webdataset
@@ -35,4 +36,4 @@ __all__ = [
     "with_labels",
     "with_policy",
 ]
-del _avmnist, _camvid, _emoji, _files, _mfeat, _ravdess, _webdataset
+del _avmnist, _camvid, _emoji, _files, _hub, _mfeat, _ravdess, _webdataset

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
-
 from ..errors import DataError, did_you_mean
+from .shards import LocalShard
 from .tables import MappedTable, StreamedTable, Table
 
 Format = Literal["auto", "parquet", "arrow", "json", "csv", "imagefolder", "audiofolder"]
@@ -95,10 +94,7 @@ def open_files(files: Sequence[Path], path: str, form: str, streaming: bool, cac
         raise DataError(
             f"{path}: streaming reads parquet only, found {kind}; leave out 'streaming' or convert the file"
         )
-    try:
-        return StreamedTable(files, folder)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} can't be read as parquet: {error}") from error
+    return StreamedTable([LocalShard(file, None) for file in files], folder)
 
 
 def _mapped(files: Sequence[Path], kind: str, folder: Path, cache_dir: str | None) -> Table:

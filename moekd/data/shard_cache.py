@@ -110,7 +110,7 @@ class ShardCache:
             if path.name.endswith(".tmp") and path.name.startswith("."):
                 if time.time() - facts.st_mtime > _ABANDONED_AFTER:
                     path.unlink(missing_ok=True)
-            elif not path.name.endswith((".json", ".lock", ".npy")):
+            elif ".about." not in path.name and not path.name.endswith((".json", ".lock")):
                 files.append((facts.st_mtime_ns, facts.st_size, path))
         total = sum(size for _, size, _ in files) + needed
         for _, size, path in sorted(files):

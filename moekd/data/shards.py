@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..atomic import write_json
 from ..errors import DataError, did_you_mean
@@ -16,6 +16,7 @@ from .shard_cache import ShardCache, read_json
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _SCHEMES = re.compile(r"^(https|http|hf)://")
 _MOST = 1_000_000
+_TRIES = 3
 
 
 class Shard:
@@ -36,6 +37,21 @@ class Shard:
             DataError: it is not there, can't be fetched, or is not the version that was seen before.
         """
         raise NotImplementedError
+
+    def open(self) -> BinaryIO:
+        """Return the file opened for reading; it stays readable when another process makes room in the cache.
+
+        Raises:
+            DataError: see `path`; or the cache is so small that files go before they can be opened.
+        """
+        for _ in range(_TRIES):
+            try:
+                return self.path().open("rb")
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise DataError(f"{self.name} can't be read: {error.strerror or error}") from error
+        raise DataError(f"{self.name} is gone as soon as it is there: is the cache too small ('cache_gb')?")
 
     def stamp(self) -> dict[str, Any] | None:
         """Return what tells this version of the file from others; None: not known before it is fetched."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from ..atomic import temporary_sibling
 from ..errors import DataError
 from .dataset import Ids
 from .fingerprint import digest, file_digest
 from .loader import WINDOW
+from .shards import CachedShard, LocalShard, Shard
 
 if TYPE_CHECKING:
     import datasets
@@ -100,16 +103,44 @@ class MappedTable(Table):
 
 
 class StreamedTable(Table):
-    """Parquet files read row group by row group, without a copy on disk; the last few row groups stay in memory."""
+    """Parquet files read row group by row group, without a copy on disk; the last few row groups stay in memory.
 
-    def __init__(self, files: Sequence[Path], folder: Path) -> None:
-        self.metadata = [parquet.read_metadata(file) for file in files]
+    Args:
+        shards: the files; remote ones are fetched when their rows are read.
+        folder: folder to which paths in the columns are relative.
+        kept: a column that will be read as a whole; with remote files it is read along with the number of rows.
+
+    Raises:
+        DataError: a file that is no parquet, or whose columns are not those of the first.
+    """
+
+    def __init__(self, shards: Sequence[Shard], folder: Path, kept: str | None = None) -> None:
+        self.shards = list(shards)
+        self.metadata = []
+        for number, shard in enumerate(shards):
+            self.metadata.append(parquet_metadata(shard))
+            if kept in self._names(number) and isinstance(shard, CachedShard):
+                self._column(number, str(kept))
+            if self._names(number) != self._names(0):
+                names = f"{', '.join(self._names(number))}; expected {', '.join(self._names(0))}"
+                raise DataError(f"{shard.name}: its columns are not those of {shards[0].name}: {names}")
         self.groups = [(f, g) for f, meta in enumerate(self.metadata) for g in range(meta.num_row_groups)]
         sizes = [self.metadata[f].row_group(g).num_rows for f, g in self.groups]
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        super().__init__(files, folder, parquet.read_schema(files[0]).names, int(self.starts[-1]))
+        self.schema = self.metadata[0].schema.to_arrow_schema()
+        files = [shard.file for shard in shards if isinstance(shard, LocalShard)]
+        super().__init__(files, folder, self.schema.names, int(self.starts[-1]))
         self.blocks = np.repeat(np.arange(len(sizes)), sizes)
         self._recent: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
+
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+        return super().name if self.files else f"{self.shards[0].name} ({len(self.shards)} files)"
+
+    def identity(self) -> Any:
+        """Return the sha256 of files on disk, and the addresses of remote ones, which name a commit."""
+        return [file_digest(s.file) if isinstance(s, LocalShard) else s.name for s in self.shards]
 
     def arrow(self, rows: Ids, columns: Sequence[str]) -> pa.Table:
         """Read the row groups that hold the rows."""
@@ -120,24 +151,67 @@ class StreamedTable(Table):
             parts.append(self._group(number, columns).take(rows[place] - self.starts[number]))
             places.append(place)
         if not parts:
-            return parquet.read_schema(self.files[0]).empty_table().select(columns)
+            return self.schema.empty_table().select(columns)
         return pa.concat_tables(parts).take(np.argsort(np.concatenate(places)))
 
     def column(self, name: str) -> list[Any]:
         """Read one column of all files."""
-        values: list[Any] = parquet.read_table(self.files, columns=[name]).column(name).to_pylist()
+        return [value for number in range(len(self.shards)) for value in self._column(number, name)]
+
+    def class_names(self, name: str) -> list[str] | None:
+        """Return the names of a `ClassLabel` column, as Hugging Face datasets notes them in parquet files."""
+        import datasets
+
+        feature = datasets.Features.from_arrow_schema(self.schema).get(name)
+        names = getattr(feature, "names", None)
+        return None if names is None else list(names)
+
+    def _names(self, number: int) -> list[str]:
+        names: list[str] = self.metadata[number].schema.to_arrow_schema().names
+        return names
+
+    def _column(self, number: int, name: str) -> list[Any]:
+        """Return a column of one file; those of remote files are kept."""
+        shard, note = self.shards[number], f"column-{digest(name)[:12]}"
+        remote = isinstance(shard, CachedShard)
+        values: list[Any] | None = shard.note(note) if remote else None
+        if values is None:
+            values = parquet.read_table(shard.path(), columns=[name]).column(name).to_pylist()
+            if remote:
+                shard.keep(note, values)
         return values
 
     def _group(self, number: int, columns: Sequence[str]) -> pa.Table:
         key = (number, tuple(dict.fromkeys(columns)))
         if key not in self._recent:
             file, group = self.groups[number]
-            with parquet.ParquetFile(self.files[file], metadata=self.metadata[file]) as source:
+            with self.shards[file].open() as opened:
+                source = parquet.ParquetFile(opened, metadata=self.metadata[file])
                 self._recent[key] = source.read_row_group(group, columns=list(key[1]))
             while len(self._recent) > WINDOW + 1:
                 self._recent.popitem(last=False)
         self._recent.move_to_end(key)
         return self._recent[key]
+
+
+def parquet_metadata(shard: Shard) -> parquet.FileMetaData:
+    """Return sizes and columns of a parquet file; those of a remote file are kept when the file itself has to go.
+
+    Raises:
+        DataError: it is no parquet file.
+    """
+    place = shard.notes.with_name(f"{shard.notes.name}.parquet_metadata")
+    try:
+        if isinstance(shard, CachedShard) and place.is_file():
+            return parquet.read_metadata(place)
+        metadata = parquet.read_metadata(shard.path())
+        if isinstance(shard, CachedShard):
+            temporary = temporary_sibling(place)
+            metadata.write_metadata_file(temporary)
+            os.replace(temporary, place)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{shard.name} can't be read as parquet: {error}") from error
+    return metadata
 
 
 def usable(value: Any) -> Any:

@@ -8,7 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class TarTable(Table):
 
     def __init__(self, shards: Sequence[Shard], largest: int, kept: str | None = None) -> None:
         self.shards = list(shards)
-        self._open: OrderedDict[int, int] = OrderedDict()
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
         self.indexes: list[TarIndex] = []
         for number, shard in enumerate(shards):
             self.indexes.append(open_index(shard, largest))
@@ -137,16 +137,15 @@ class TarTable(Table):
 
     def _bytes(self, number: int, start: int, size: int) -> bytes:
         if number not in self._open:
-            shard = self.shards[number]
-            self._open[number] = os.open(shard.path(), os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._open[number] = self.shards[number].open()
             while len(self._open) > WINDOW + 1:
-                os.close(self._open.popitem(last=False)[1])
+                self._open.popitem(last=False)[1].close()
         self._open.move_to_end(number)
-        return os.pread(self._open[number], size, start)
+        return os.pread(self._open[number].fileno(), size, start)
 
     def __del__(self) -> None:
-        for descriptor in getattr(self, "_open", {}).values():
-            os.close(descriptor)
+        for file in getattr(self, "_open", {}).values():
+            file.close()
 
 
 def _finds(name: str, columns: Sequence[str]) -> bool:

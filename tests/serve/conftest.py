@@ -27,10 +27,10 @@ from moekd.serve.app import create_app
 from moekd.serve.guard import Guard
 
 CLASSES = ["animal", "food, drink", "naïve café", "sky"]
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+TOWERS = {
+    "tower": {"kind": "cnn_encoder", "channels": [4, 8]},
+    "text": {"tokenizer": "bytes", "context": 40, "width": 16, "layers": 1, "heads": 2},
+    "width": 16,
 }
 IMAGE = {"shape": [3, 24, 24], "dtype": "float32", "modality": "image", "mean": [0.5] * 3, "std": [0.5] * 3}
 CAPTION = {
@@ -114,7 +114,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student with a tower for pictures and one for texts."""
     inputs = {"image": IMAGE, "caption": CAPTION}
-    return write_student(tmp_path_factory.mktemp("clip") / "s", "open_clip", {"model": TINY}, inputs, CLASSES)
+    return write_student(tmp_path_factory.mktemp("towers") / "s", "two_tower", TOWERS, inputs, CLASSES)
 
 
 @pytest.fixture(scope="module")

@@ -36,9 +36,10 @@ class Column:
     @property
     def plain(self) -> Tensor | None:
         """All rows as one tensor `[N, ...]`, where they are stored as they are read."""
-        values = self.segments[0].rows.get("values")
-        simple = len(self.segments) == 1 and values is not None and not self.segments[0].shared
-        return values if simple and values is not None and values.dtype == self.like.dtype else None
+        first = self.segments[0]
+        if len(self.segments) > 1 or first.shared or set(first.rows) != {"values"}:
+            return None
+        return first.rows["values"] if first.rows["values"].dtype == self.like.dtype else None
 
     def to(self, device: torch.device) -> Column:
         """Move the rows."""

@@ -95,10 +95,10 @@ class SignalStore:
             except DataError as error:
                 logger.warning("%s", error)
 
-    def identity(self, teachers: TeacherPass, variant: str, signal: str) -> Identity:
-        """Return what the rows of a variant's signal depend on."""
+    def identity(self, teachers: TeacherPass, fingerprint: str, signal: str) -> Identity:
+        """Return what the rows of a signal of the variant with this fingerprint depend on."""
         return Identity(
-            teacher=teachers.pool.fingerprint(variant),
+            teacher=fingerprint,
             signal=signal,
             data=self.data,
             split=teachers.split_name,
@@ -142,9 +142,11 @@ class _Job:
         self.known_N = torch.ones(len(self.ids_N), dtype=torch.bool)
         self.segments: dict[tuple[str, str], dict[int, Encoded]] = {}
         self.tables: dict[tuple[str, str], Table] = {}
+        self.reported: set[str] = set()
         for variant, signals in teachers.shapes().items():
+            fingerprint = teachers.pool.fingerprint(variant)
             for signal, like in signals.items():
-                identity = store.identity(teachers, variant, signal)
+                identity = store.identity(teachers, fingerprint, signal)
                 size = shard_rows(like, self.codec(signal), teachers.views)
                 about = {"teacher": variant}
                 folder = store.folder / identity.folder
@@ -168,7 +170,7 @@ class _Job:
         for key, table in self.tables.items():
             for index in sorted(set(range(table.shards)) - table.missing - self.segments[key].keys()):
                 if reason := table.damage(index):
-                    logger.warning("%s; it is computed again", reason)
+                    self._report(reason)
                     table.forget(index)
                     continue
                 ids_R, encoded = table.read(index, self.mapped)
@@ -221,7 +223,7 @@ class _Job:
         try:
             table = Table.open(fresh.folder)
         except DataError as error:
-            logger.warning("%s; it is computed again", error)
+            self._report(str(error))
             return fresh
         differing = table.differences(fresh.identity)
         if differing:
@@ -232,6 +234,12 @@ class _Job:
         if found != expected:
             raise DataError(f"{fresh.folder} holds {found}, this run needs {expected}; delete it to compute it again")
         return table
+
+    def _report(self, reason: str) -> None:
+        """Warn once, though damage is found again when the lock is held."""
+        if reason not in self.reported:
+            logger.warning("%s; it is computed again", reason)
+        self.reported.add(reason)
 
     def _check(self, table: Table, index: int, ids_R: Tensor) -> None:
         expected = self.ids_N[index * table.size : (index + 1) * table.size]

@@ -67,12 +67,11 @@ class TeacherPass:
 
     @property
     def inputs(self) -> str:
-        """What the views depend on, as text; "" for the samples as they are."""
-        return (
-            json.dumps([transform.identity() for transform in self.transforms], sort_keys=True)
-            if self.transforms
-            else ""
-        )
+        """What the views of a sample are, as JSON; "" for the samples as they are."""
+        if not self.transforms:
+            return ""
+        drawn = [transform.identity() for transform in self.transforms]
+        return json.dumps({"views": self.views, "transforms": drawn}, sort_keys=True)
 
     def shapes(self) -> dict[str, dict[str, Like]]:
         """Return shape and type of every signal by variant, found with two samples.

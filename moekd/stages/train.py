@@ -85,10 +85,10 @@ class TrainLoop:
         parameters = parameters_of(self.optimized().values())
         if not parameters:
             raise ConfigError(f"stage '{settings.name}' has nothing to train: 'trains' names no module with parameters")
-        plan = plan_teachers(context.models, context.data, settings, context.cache)
         for module in [context.models.student, context.models.pool, context.models.router, *settings.objectives]:
             if module is not None:
                 module.to(context.device)
+        plan = plan_teachers(context.models, context.data, settings, context.cache)
         cache = build_cache(context, settings, plan)
         if resume is None:
             fit_gates(context, settings, cache)

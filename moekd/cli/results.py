@@ -92,10 +92,33 @@ def report(
 
 def export(
     run: RunArgument,
-    format: Annotated[str, typer.Option("--format", help="`safetensors` or `torch_export`.")] = "safetensors",
+    format: Annotated[
+        str,
+        typer.Option("--format", help="safetensors, torch_export, onnx, open_clip, transformers, or hub."),
+    ] = "safetensors",
     output: Annotated[Path | None, typer.Option(help="Where to write, default inside of the run.")] = None,
+    opset: Annotated[int | None, typer.Option(help="Version of the ONNX operators.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX: also write weights of 8 bits.")] = False,
+    repo: Annotated[str | None, typer.Option(help="hub: the repository, `owner/name`.")] = None,
+    formats: Annotated[str, typer.Option(help="hub: formats to upload, with commas; the first at the top.")] = "",
+    private: Annotated[bool, typer.Option("--private", help="hub: make a private repository.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="hub: add a commit to an existing repository.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="hub: show what would be uploaded.")] = False,
 ) -> None:
     """Write the student of RUN for use elsewhere."""
+    from ..errors import ConfigError
     from ..export import export as run_export
+    from ..export import push
 
-    typer.echo(f"exported: {run_export(run, format, output)}")
+    if format != "hub":
+        if repo or formats or private or update or dry_run:
+            raise ConfigError("--repo, --formats, --private, --update and --dry-run go with --format hub")
+        typer.echo(f"exported: {run_export(run, format, output, opset=opset, int8=int8)}")
+        return
+    if repo is None or output is not None:
+        raise ConfigError("--format hub: expected --repo owner/name and no --output")
+    chosen = [name.strip() for name in (formats or "safetensors").split(",")]
+    upload = push(run, repo, chosen, private=private, update=update, dry_run=dry_run, opset=opset, int8=int8)
+    for name, size in upload.files.items():
+        typer.echo(f"{size:>12,}  {name}")
+    typer.echo(f"would upload to {repo}" if upload.url is None else f"uploaded: {upload.url}")

@@ -8,7 +8,7 @@ pictures and texts included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from ..errors import ConfigError, ModelError
 from ..networks.adapter import Adapter, library
 from ..networks.images import ImageSettings
 from ..networks.open_clip import CONFIG, OpenClip, architecture_of, quiet
+from ..networks.two_tower import TwoTower
 from .cards import format_card, open_clip_use
+from .open_clip_towers import two_tower_config, two_tower_tokenizer, two_tower_weights
 from .pictures import is_grey, preparation, prepared, sample_pictures
 from .proof import SENTENCES, prove, refuse
 from .student import load_student
@@ -91,35 +93,40 @@ def open_clip_source(network: nn.Module, document: Mapping[str, Any]) -> Source:
     Raises:
         ModelError: it can't be.
     """
-    if not isinstance(network, OpenClip):
+    if not isinstance(network, OpenClip | TwoTower):
         kind = document["network"]["kind"]
         raise refuse(FORMAT, f"open_clip has image and text towers of its own; this student is of kind '{kind}'")
     if network.classifier is not None:
         raise refuse(FORMAT, "it has a classifier of its own")
     pictures = preparation(network, document["fields"]) or network.settings
-    _check_pictures(pictures, network.model)
+    _check_pictures(pictures)
     options = document["network"]["options"]
+    if isinstance(network, TwoTower):
+        config = two_tower_config(network, pictures.size, options.get("tower") or {})
+        return Source(config, two_tower_weights(network), pictures, two_tower_tokenizer(network))
     try:
         config = architecture_of(options["model"], options.get("revision"), options.get("options"))
     except ConfigError as error:
         raise refuse(FORMAT, f"its architecture can't be read again: {error}") from error
-    if getattr(network.model.visual, "trunk", None) is not None:
+    if hasattr(network.model.visual, "trunk"):
         config["vision_cfg"]["image_size"] = list(pictures.size)
+    elif tuple(_pair(network.model.visual.image_size)) != tuple(pictures.size):
+        raise refuse(FORMAT, f"it sees pictures of {pictures.size}, its architecture says another size")
     tokenizer = getattr(network.tokenizer, "tokenizer", None)
     if tokenizer is None and type(network.tokenizer).__name__ != "SimpleTokenizer":
         raise refuse(FORMAT, f"its tokenizer {type(network.tokenizer).__name__} has no files")
     return Source(config, dict(network.model.state_dict()), pictures, tokenizer)
 
 
-def _check_pictures(pictures: ImageSettings, model: Any) -> None:
+def _check_pictures(pictures: ImageSettings) -> None:
     if pictures.interpolation == "nearest":
         raise refuse(FORMAT, "its pictures are resized by the nearest pixel, open_clip knows bicubic and bilinear")
     if pictures.scale_to not in (None, pictures.size[0]):
         raise refuse(FORMAT, f"its pictures are scaled to {pictures.scale_to} before the cut to {pictures.size}")
-    size = getattr(model.visual, "image_size", pictures.size)
-    fixed = (size, size) if isinstance(size, int) else tuple(size)
-    if fixed != tuple(pictures.size) and getattr(model.visual, "trunk", None) is None:
-        raise refuse(FORMAT, f"it sees pictures of {pictures.size}, its architecture says {fixed}")
+
+
+def _pair(size: int | Sequence[int]) -> Sequence[int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 @torch.no_grad()

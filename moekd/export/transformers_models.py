@@ -9,13 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..networks.adapter import Adapter
+from ..networks.adapter import Adapter, library
 from ..networks.images import ImageSettings
 from ..networks.open_clip import OpenClip
 from ..networks.timm import Timm
 from ..networks.transformers import Transformers
 from ..networks.transformers_files import PILLOW_FILTERS, hugging_face
+from ..networks.two_tower import TwoTower
 from .clip_weights import text_options, text_weights, vision_options, vision_weights
+from .open_clip_format import open_clip_source
 from .proof import refuse
 
 FORMAT = "transformers"
@@ -58,6 +60,8 @@ def transformers_source(network: nn.Module, pictures: ImageSettings | None, docu
             return Source(open_clip_model(network.model, pictures), _processor(network, pictures))
         except ModelError as error:
             raise refuse(FORMAT, str(error), "open_clip, onnx, torch_export, safetensors") from error
+    if isinstance(network, TwoTower):
+        return Source(_two_tower(network, pictures, document), _processor(network, pictures))
     raise refuse(FORMAT, f"networks of kind '{document['network']['kind']}' are no models of that library")
 
 
@@ -160,6 +164,20 @@ def timm_config(trunk: Any, pictures: ImageSettings, options: Mapping[str, Any],
     return hugging_face().TimmWrapperConfig(
         architecture=name, pretrained_cfg=known, model_args=dict(options) or None, **further
     )
+
+
+def _two_tower(network: TwoTower, pictures: ImageSettings | None, document: Mapping[str, Any]) -> Any:
+    """Return a student as a model of transformers, by way of open_clip."""
+    open_clip = library("open_clip", "open_clip_torch", "format transformers")
+    try:
+        source = open_clip_source(network, document)
+        config = {**source.config, "text_cfg": {**source.config["text_cfg"]}}
+        model = open_clip.CLIP(**config)
+        model.load_state_dict({name: value.detach() for name, value in source.weights.items()})
+        return open_clip_model(model, pictures)
+    except (ModelError, RuntimeError) as error:
+        reason = str(error).removeprefix("format open_clip can't express this student: ").partition("; formats")[0]
+        raise refuse(FORMAT, reason) from error
 
 
 def _timm(network: Timm, pictures: ImageSettings, document: Mapping[str, Any]) -> Source:

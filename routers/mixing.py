@@ -34,7 +34,7 @@ def mixture(logits_BTC: Tensor, weights_BT: Tensor, mix: Mix = "probs", temperat
     """
     weights, logits = full_precision(weights_BT).unsqueeze(2), full_precision(logits_BTC)
     weights = weights.reshape(*weights.shape, *[1] * (logits.dim() - weights.dim()))
-    if mix == "logits":
+    if mix == "logits" or logits.numel() == 0:
         return (weights * logits).sum(dim=1)
     scaled = logits / temperature
     if mix != "logmeanexp":

@@ -2,6 +2,7 @@
 
 from .affinity import AffinityMimicking, affinity_mimicking
 from .attention_transfer import AttentionTransfer, attention_loss
+from .augmented_contrastive import AugmentedContrastive
 from .base import OBJECTIVES, LossTerm, Objective, PairwiseObjective, reduce
 from .c2kd import BidirectionalProxies, non_target_kl
 from .cka import CKA, linear_cka
@@ -22,6 +23,7 @@ from .interactive_contrastive import InteractiveContrastive, interactive_contras
 from .kd import KD, kd_kl, standardise
 from .kd_to_student import KDToStudent
 from .kendall import kendall_tau_b
+from .masked_student import MaskedStudent, mask_patches
 from .mgdfr import DecisiveFeatures, LogitAgreement, freeze_channels, least_decisive, permute_channels
 from .mlld import MultiLevelLogits, multi_level_loss
 from .mutual_kd import MutualKD
@@ -34,8 +36,11 @@ from .review_kd import ReviewKD, hierarchical_context_loss
 from .rkd import RKD, rkd_angle, rkd_distance
 from .routed import RoutedKD, RoutedObjective, mixed_teacher
 from .routing import RouteOnly
+from .similarity_pair import SimilarityObjective
 from .similarity_preserving import SimilarityPreserving, similarity_loss
 from .soft_bce import SoftBCE, soft_bce
+from .together import Together
+from .token_kd import TokenKD
 
 __all__ = [
     "CKA",
@@ -47,6 +52,7 @@ __all__ = [
     "RKD",
     "AffinityMimicking",
     "AttentionTransfer",
+    "AugmentedContrastive",
     "BidirectionalProxies",
     "Contrastive",
     "ContrastiveDistillation",
@@ -62,6 +68,7 @@ __all__ = [
     "KDToStudent",
     "LogitAgreement",
     "LossTerm",
+    "MaskedStudent",
     "MultiLevelLogits",
     "MutualKD",
     "Objective",
@@ -74,9 +81,12 @@ __all__ = [
     "RouteOnly",
     "RoutedKD",
     "RoutedObjective",
+    "SimilarityObjective",
     "SimilarityPreserving",
     "SoftBCE",
     "TapPair",
+    "Together",
+    "TokenKD",
     "adaptive_target_loss",
     "affinity_mimicking",
     "attention_loss",
@@ -97,6 +107,7 @@ __all__ = [
     "least_decisive",
     "linear_cka",
     "make_regressor",
+    "mask_patches",
     "mixed_teacher",
     "multi_level_loss",
     "non_target_kl",

@@ -77,15 +77,20 @@ class PairwiseObjective(Objective):
     compares_rows = False
     #: True when `mixed` compares with a mixture of several teachers.
     mixes_targets = False
+    #: How several teachers make one target where no router says so; None: the mean of the losses over them.
+    mix: Mix | None = None
     #: Softmax temperature at which teachers' probabilities are mixed for a router that mixes targets.
     temperature: float = 1.0
 
     def forward(self, step: Step) -> Mapping[str, Loss]:
-        """Return the mean over the teachers under the objective's name, `{name: [B]}`."""
+        """Return the loss to the mixture of the teachers, or the mean over them, `{name: [B]}`."""
         names = self.variants(step.pool)
         if not names:
             raise ModelError(f"{self.name} needs a teacher, but the recipe has none; add a 'teachers' section")
         student = self.student_of(step)
+        if self.mix is not None:
+            teachers = {name: step.signals(name).detach() for name in names}
+            return {self.name: self.mixed(student, teachers, None, self.mix, step.batch)}
         losses = [self.pair_with(name, student, step.signals(name).detach(), step.batch) for name in names]
         return {self.name: torch.stack(losses).mean(dim=0)}
 

@@ -53,17 +53,18 @@ class RoutedObjective(Objective):
 
     def forward(self, step: Step) -> Mapping[str, Loss]:
         """Return `{name: [B]}`."""
-        measured = self._measured(step)
+        student = self.objective.student_of(step)
+        measured = self._measured(step, student)
         routing = step.routing
         if routing.positions:
-            loss = self._by_position(step, routing)
+            loss = self._by_position(step, student, routing)
         elif routing.combine == "target":
-            loss = self._to_mixture(step, routing)
+            loss = self._to_mixture(step, student, routing)
         elif step.routes_rows_first and not self.objective.compares_rows:
-            loss = self._by_rows(step, routing)
+            loss = self._by_rows(step, student, routing)
         else:
             terms = (
-                self._terms(step, routing)
+                self._terms(step, student, routing)
                 if measured is None
                 else zip(routing.applied_weights.T, measured, strict=True)
             )
@@ -75,21 +76,20 @@ class RoutedObjective(Objective):
         """Return all variants."""
         return pool.experts
 
-    def _measured(self, step: Step) -> list[Tensor] | None:
+    def _measured(self, step: Step, student: Signals) -> list[Tensor] | None:
         """Return the losses to every expert where the router reads them, so that they are computed once."""
         router = step.models.router
         if router is None or not router.reads_losses:
             return None
-        student, teachers = self.objective.student_of(step), step.expert_signals.detach()
+        teachers = step.expert_signals.detach()
         losses = [self.objective.pair_with(name, student, said, step.batch) for name, said in teachers.items()]
         if step.expert_losses is None:
             step.expert_losses = torch.stack(losses, dim=1).detach()
         return losses
 
-    def _terms(self, step: Step, routing: Routing) -> Iterator[tuple[Tensor, Tensor]]:
+    def _terms(self, step: Step, student: Signals, routing: Routing) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the weights `[B]` and the losses `[B]` of each term of the sum."""
         teachers, weights_BT = step.expert_signals.detach(), routing.applied_weights
-        student = self.objective.student_of(step)
         gathers = self.objective.logits_only and not self.objective.compares_rows
         if gathers and routing.chosen is not None and routing.chosen.shape[1] < len(teachers):
             for rank in range(routing.chosen.shape[1]):
@@ -101,20 +101,20 @@ class RoutedObjective(Objective):
             for index, (name, signals) in enumerate(teachers.items()):
                 yield weights_BT[:, index], self.objective.pair_with(name, student, signals, step.batch)
 
-    def _to_mixture(self, step: Step, routing: Routing) -> Tensor:
+    def _to_mixture(self, step: Step, student: Signals, routing: Routing) -> Tensor:
         """Return the loss to one target that is mixed from what all teachers say."""
         teachers, weights_BT = step.expert_signals.detach(), routing.applied_weights
-        objective, student = self.objective, self.objective.student_of(step)
+        objective = self.objective
         reads_more = objective.reads_features or objective.reads_embeddings
         if objective.mixes_targets or (reads_more and not objective.logits_only):
             return objective.mixed(student, teachers, weights_BT, routing.mix, step.batch)
         teacher = mixed_teacher(teachers.logits, weights_BT, routing.mix, objective.temperature)
         return objective.pair_with("", student, teacher, step.batch)
 
-    def _by_position(self, step: Step, routing: Routing) -> Tensor:
+    def _by_position(self, step: Step, student: Signals, routing: Routing) -> Tensor:
         """Weigh the losses of every token or pixel on their own, and take the mean over those that count, `[B]`."""
         teachers = step.expert_signals.detach()
-        student, weights = self.objective.student_of(step), by_position(routing.applied_weights, routing.positions)
+        weights = by_position(routing.applied_weights, routing.positions)
         if routing.combine == "target":
             mixed = mixed_teacher(teachers.logits, weights, routing.mix, self.objective.temperature)
             losses = self.objective.pair_map(student, mixed, step.batch)
@@ -123,11 +123,11 @@ class RoutedObjective(Objective):
             losses = torch.stack([weights[:, index] * m for index, m in enumerate(maps)]).sum(dim=0)
         return mean_over_positions(losses, routing.mask)
 
-    def _by_rows(self, step: Step, routing: Routing) -> Tensor:
+    def _by_rows(self, step: Step, student: Signals, routing: Routing) -> Tensor:
         """Run every teacher on the rows that were routed to it, and on no others."""
         rows = routing.rows(step.experts)
         teachers = step.run_rows(rows)
-        student, weights_BT, parts = self.objective.student_of(step), routing.applied_weights, []
+        weights_BT, parts = routing.applied_weights, []
         for index, name in enumerate(step.experts):
             if name not in teachers:
                 continue

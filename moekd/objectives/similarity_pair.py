@@ -15,14 +15,12 @@ from ..errors import ModelError
 from ..routers.mixing import mixture
 from ..routers.routing import Mix
 from ..signals import Signals
-from .base import Loss
 from .embedding_pair import EmbeddingObjective
 from .embeddings import Pairs, similarities
 from .equal_rows import equal_rows, hide
 
 if TYPE_CHECKING:
     from ..model import Batch
-    from ..step import Step
 
 #: Scores `[B, N]` of one model, one tensor for each direction that is compared.
 Scores = tuple[Tensor, ...]
@@ -38,20 +36,10 @@ class SimilarityObjective(EmbeddingObjective):
 
     compares_rows = True
     mixes_targets = True
-    #: How several teachers make one target; None: the mean of the losses over them.
-    mix: Mix | None = None
     #: Field of integers: rows with the same value are left out of each other's comparison.
     same: str | None = None
     image: str = "image"
     text: str = "text"
-
-    def forward(self, step: Step) -> Mapping[str, Loss]:
-        """Return the loss to the mixture of the teachers, or the mean over them, `{name: [B]}`."""
-        names = list(self.variants(step.pool))
-        if self.mix is None or not names:
-            return super().forward(step)
-        teachers = {name: step.signals(name).detach() for name in names}
-        return {self.name: self.mixed(self.student_of(step), teachers, None, self.mix, step.batch)}
 
     def pair_with(self, name: str, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return the loss to one teacher, `[B]`."""

@@ -52,6 +52,9 @@ EVERY = [
     {"kind": "soft_bce"},
     {"kind": "ranking", "top_k": 3},
     {"kind": "gradient_kd"},
+    {"kind": "augmented_contrastive", "same": "label"},
+    {"kind": "masked_student", "objective": {"kind": "embedding_kd"}, "patch": 4},
+    {"kind": "together", "objectives": [{"kind": "embedding_kd"}, {"kind": "affinity"}]},
 ]
 
 

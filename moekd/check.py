@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from .assembly import tap_shapes
 from .data import make_loader
 from .dry_run import dry_run
@@ -83,5 +85,9 @@ def _accuracy(model: Model, program: Program, rows: int) -> float | None:
         if sum(len(b["id"]) for b in batches) >= rows:
             break
     model.eval()
+    with torch.no_grad():
+        logits = model(batches[0], ()).logits
+    if logits is None or logits.shape[1] != program.data.num_classes:
+        return None
     metrics = evaluate_model(lambda b: model(b, ()).require_logits("check"), batches, program.data.num_classes, "cpu")
     return float(metrics["accuracy"])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .errors import ConfigError, DataError, MoekdError, did_you_mean
-from .evaluation import evaluate_model
+from .evaluation import model_metrics
 from .model import Batch
 from .program import Phase, Program
 from .schedules import Progress
@@ -104,7 +104,7 @@ def _check_monitor(
         student = models.student.eval()
         device = next((p.device for p in student.parameters()), torch.device("cpu"))
         count = program.data.num_classes
-        metrics = evaluate_model(lambda b: student(b, ()).require_logits("validation"), [batch], count, device)
+        metrics = model_metrics(student, [batch], count, device, program.data.embeddings, program.data.void_class)
         known |= {name for name, value in metrics.items() if isinstance(value, float)}
     if settings.monitor.metric not in known:
         name = settings.monitor.metric

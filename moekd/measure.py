@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 
 from .cache import Needs, SignalCache, SignalStore, TeacherPass
 from .data import make_loader
-from .evaluation import RoutingStatistics, evaluate_model
+from .evaluation import Collector, Embedded, RoutingStatistics, evaluate_signals
+from .evaluation.embedding_metrics import flatten_metrics
 from .evaluation.evaluate import to_device
-from .model import Model
+from .measure_embeddings import EmbeddingMeasure
+from .model import Batch, Model
 from .program import Phase, Program
 from .progress import Progressbar
 from .routers.positions import logits_by_row
+from .signals import Signals
 from .step import Step
 from .tracking import RunFolder
+
+Results = dict[str, dict[str, Any]]
 
 
 def measure(
@@ -38,21 +44,8 @@ def measure(
     models: dict[str, Model] = {}
     for phase in program.phases:
         models["student" if phase.name == "main" else phase.name] = phase.student
-    classifiers = {name: program.pool.teacher(name) for name in program.pool.names}
-    classifiers = {name: model for name, model in classifiers.items() if model_has_logits(program, model)}
-    test: dict[str, dict[str, Any]] = {}
-    for split in program.test_splits:
-        progress.start(f"test on '{split}'", len(models) + len(classifiers))
-        test[split] = {}
-        for name, model in models.items():
-            test[split][name] = evaluate(program, accelerator, model, split)
-            progress.advance()
-        known = _stored(program, accelerator, list(classifiers), split, store)
-        for name, model in classifiers.items():
-            test[split][name] = evaluate(program, accelerator, model, split, known, name)
-            progress.advance()
-        progress.finish()
-    models |= classifiers
+    test, vision_language = measure_models(program, accelerator, models, progress, store)
+    models |= {name: program.pool.teacher(name) for name in program.pool.names if name in next(iter(test.values()))}
     main = program.phases[0]
     records = run.read_metrics() if run.metrics.exists() else []
     stages = [record for record in records if record["type"] == "stage_end"]
@@ -66,10 +59,70 @@ def measure(
         "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
         "teachers": list(program.pool.names),
         "test": test,
+        "headline": program.headline,
+        "vision_language": vision_language or None,
         "routing": measure_routing(program, accelerator, main, program.test_splits[0], store) if routed else None,
         "stages": [{key: value for key, value in record.items() if key != "type"} for record in stages],
         "seconds": sum(record["seconds"] for record in stages),
     }
+
+
+def measure_models(
+    program: Program,
+    accelerator: Accelerator,
+    models: Mapping[str, Model],
+    progress: Progressbar,
+    store: SignalStore | None = None,
+) -> tuple[Results, Results]:
+    """Return the metrics of students and teachers by split and model, and the parts that concern their embeddings.
+
+    Models that neither classify nor embed (teachers that only have features) are left out.
+
+    Args:
+        program: the trained program.
+        accelerator: device and processes.
+        models: students by name.
+        progress: progress bar.
+        store: teachers' logits that other runs have computed, or will need.
+    """
+    teachers: dict[str, Model] = {name: program.pool.teacher(name) for name in program.pool.names}
+    everyone = {**models, **teachers}
+    says = {name: abilities(program, model) for name, model in everyone.items()}
+    teachers = {name: model for name, model in teachers.items() if any(says[name])}
+    classifiers = [name for name in teachers if says[name].classifies]
+    embedders = [name for name, found in says.items() if found.embeds and program.data.embeddings is not None]
+    measure = None
+    if embedders:
+        frozen = {name: model for name, model in teachers.items() if name in embedders}
+        measure = EmbeddingMeasure(program, accelerator, frozen)
+        for name in embedders:
+            measure.prepare(name, everyone[name])
+    test: Results = {}
+    parts: Results = {}
+    for split in program.test_splits:
+        progress.start(f"test on '{split}'", len(models) + len(teachers))
+        known = _stored(program, accelerator, [n for n in classifiers if n not in embedders], split, store)
+        found: dict[str, Any] = {}
+        part: dict[str, Any] = {}
+        seen: dict[str, Embedded] = {}
+        for name, model in (teachers | {**models}).items():
+            stored = known if name in classifiers and name not in embedders else None
+            classifies = says[name].classifies
+            if measure is None or name not in embedders:
+                found[name] = evaluate(program, accelerator, model, split, stored, name)
+            else:
+                collector = measure.collector(model, split)
+                found[name] = evaluate(program, accelerator, model, split, None, name, collector, classifies)
+                embedded = collector.result(accelerator.device)
+                part[name] = measure.measure(name, embedded, split, seen)
+                found[name] |= flatten_metrics(part[name])
+                seen |= {name: embedded} if name in teachers else {}
+            progress.advance()
+        order = [*models, *teachers]
+        test[split] = {name: found[name] for name in order}
+        parts |= {split: {name: part[name] for name in order if name in part}} if part else {}
+        progress.finish()
+    return test, parts
 
 
 def evaluate(
@@ -79,14 +132,33 @@ def evaluate(
     split: str,
     known: SignalCache | None = None,
     name: str = "",
+    collector: Collector | None = None,
+    classifies: bool = True,
 ) -> dict[str, Any]:
-    """Return the metrics of one model on one split; `known` may hold its logits under `name`."""
+    """Return the metrics of one model on one split.
+
+    Args:
+        program: data.
+        accelerator: device and processes.
+        model: what is measured.
+        split: name of the split.
+        known: may hold the model's logits under `name`.
+        name: of the model.
+        collector: keeps what the model says.
+        classifies: whether its logits are the data set's classes; else there are no metrics.
+    """
     model.to(accelerator.device).eval()
-    return evaluate_model(
-        lambda batch: (known(batch)[name] if known else model(batch, ())).require_logits("evaluation"),
+
+    def forward(batch: Batch) -> Signals:
+        said = known(batch)[name] if known else model(batch, ())
+        return said if classifies else Signals(embeddings=said.embeddings, heads=said.heads)
+
+    return evaluate_signals(
+        forward,
         _loader(program, accelerator, split),
         program.data.num_classes,
         accelerator.device,
+        Collector(keep=()) if collector is None else collector,
         program.data.void_class,
     )
 
@@ -116,15 +188,25 @@ def measure_routing(
     return statistics.reduce().compute() | {"split": split}
 
 
+class Abilities(NamedTuple):
+    """What a model gives: logits for the classes of the data set, embeddings."""
+
+    classifies: bool
+    embeds: bool
+
+
 @torch.no_grad()
-def model_has_logits(program: Program, model: Model) -> bool:
-    """Tell whether a model is a classifier over the data set's classes."""
-    device = next(model.parameters()).device
-    batch = to_device(program.data.split(program.test_splits[0]).__getitems__([0, 1]), device)
+def abilities(program: Program, model: Model) -> Abilities:
+    """Return what a model gives, by two rows of the first test split."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    split = program.data.split(program.test_splits[0])
+    batch = to_device(split.__getitems__([0, min(1, len(split) - 1)]), device)
     mode = model.training
-    logits = model.eval()(batch, ()).logits
+    said = model.eval()(batch, ())
     model.train(mode)
-    return logits is not None and logits.shape[1] == program.data.num_classes
+    return Abilities(
+        said.logits is not None and said.logits.shape[1] == program.data.num_classes, bool(said.embeddings)
+    )
 
 
 def _stored(
@@ -136,7 +218,9 @@ def _stored(
         return None
     pool, device = program.pool.to(accelerator.device).eval(), accelerator.device
     rows, workers = data.eval_batch_size, data.num_workers
-    return store.exact(TeacherPass(pool, variants, Needs(), data.split(split), split, rows, device, num_workers=workers))
+    return store.exact(
+        TeacherPass(pool, variants, Needs(), data.split(split), split, rows, device, num_workers=workers)
+    )
 
 
 def _loader(program: Program, accelerator: Accelerator, split: str) -> Any:

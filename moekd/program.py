@@ -65,6 +65,7 @@ class Program:
         dataset_fingerprint: identity of the data.
         about: further facts for reports (title, data set, student).
         cache: codecs and limits of teachers' signals that are kept.
+        headline: metric that tables and comparisons are about; None: what is known of the student.
     """
 
     phases: list[Phase]
@@ -76,6 +77,7 @@ class Program:
     dataset_fingerprint: str
     seed: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
+    headline: str | None = None
     cache: CacheSettings = field(default_factory=CacheSettings)
 
     def models(self, phase: Phase) -> Models:

@@ -36,6 +36,7 @@ from .data import (
     with_policy,
 )
 from .errors import ConfigError
+from .evaluation import embedding_settings
 from .model import Model
 from .objectives import OBJECTIVES
 from .program import LoopSettings, Phase, Program
@@ -120,6 +121,7 @@ class Recipe:
             seed=seed,
             about=self._about(dataset, student),
             cache=CacheSettings(**vars(config.cache)),
+            headline=config.evaluation.headline,
         )
 
     def _data(self, dataset: Dataset) -> RunData:
@@ -133,7 +135,9 @@ class Recipe:
         splits.setdefault("labelled", labelled_part(splits["train"]))  # a data set's own split of this name stays
         batch, seed = self.config.evaluation.batch_size, self.config.seed
         names, void = list(dataset.class_names), dataset.void_class
-        return RunData(splits, names, config.batch_size, batch, config.num_workers, seed, void)
+        embeddings = embedding_settings(self.config.evaluation, dataset)
+        fields = {name: vars(spec) | dataset.input_recipe(name) for name, spec in dataset.fields.items()}
+        return RunData(splits, names, config.batch_size, batch, config.num_workers, seed, void, fields, embeddings)
 
     def _corruptions(self) -> list[Corruption]:
         sections = (vars(section) for section in self.config.data.corruptions)
@@ -180,7 +184,8 @@ class Recipe:
                 for i, o in enumerate(config.objectives)
             ]
             transforms = [
-                build(spec, TRANSFORMS, where=f"{where}.transforms[{i}]") for i, spec in enumerate(config.transforms)
+                build(spec, TRANSFORMS, where=f"{where}.transforms[{i}]", field_info=data.fields)
+                for i, spec in enumerate(config.transforms)
             ]
         settings = StageSettings(
             name=config.name,

@@ -50,6 +50,7 @@ LAYERS = {
     "moekd.stages": 7,
     "moekd.program": 8,
     "moekd.measure": 8,
+    "moekd.measure_embeddings": 8,
     "moekd.run_state": 8,
     "moekd.take_over": 8,
     "moekd.trainer": 9,

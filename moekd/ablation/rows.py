@@ -130,8 +130,9 @@ def _done(place: dict[str, Any], job: Mapping[str, Any], folder: Path) -> list[d
     }
     rows = []
     for split, models in results["test"].items():
-        metrics = {name: models["student"].get(name) for name in _METRICS}
-        teachers = {name: models[name]["accuracy"] for name in results["teachers"] if name in models}
+        numbers = {k: v for k, v in models["student"].items() if isinstance(v, int | float) and k != "n"}
+        metrics = dict.fromkeys(_METRICS) | numbers
+        teachers = {n: models[n]["accuracy"] for n in results["teachers"] if "accuracy" in models.get(n, {})}
         rows.append(place | common | cost | metrics | {"split": split, "teachers": teachers})
     return rows
 

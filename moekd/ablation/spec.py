@@ -16,6 +16,25 @@ from ..errors import ConfigError, did_you_mean
 Changes = dict[Annotated[str, MinLen(1)], Any]
 Label = Annotated[str, MinLen(1)]
 Seed = Annotated[int, Ge(0)]
+Metric = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "weighted_f1",
+    "loss",
+    "miou",
+    "retrieval_r1",
+    "image_to_text_r1",
+    "image_to_text_r5",
+    "image_to_text_r10",
+    "text_to_image_r1",
+    "text_to_image_r5",
+    "text_to_image_r10",
+    "zero_shot_accuracy",
+    "knn_accuracy",
+    "linear_probe_accuracy",
+    "worst_teacher_r2",
+    "mean_teacher_r2",
+]
 
 
 class AblationConfig(Section):
@@ -32,7 +51,7 @@ class AblationConfig(Section):
         without: arms that `grid` and `every` make and that are left out.
         seeds: number of seeds, or the seeds.
         baseline: arm that the others are compared with.
-        metric: what is compared.
+        metric: what is compared; those after `miou` are measured on embeddings.
     """
 
     title: str = ""
@@ -45,7 +64,7 @@ class AblationConfig(Section):
     without: list[Label] = []
     seeds: Annotated[int, Ge(1)] | Annotated[list[Seed], MinLen(1)] = 5
     baseline: str | None = None
-    metric: Literal["accuracy", "balanced_accuracy", "weighted_f1", "loss"] = "accuracy"
+    metric: Metric = "accuracy"
 
 
 @dataclass(frozen=True)

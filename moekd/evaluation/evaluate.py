@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..model import Batch
+from ..signals import Signals
 from .calibration import CalibrationError
 from .confusion import ConfusionMatrix
+from .embedded import Collector
 from .sums import reduce_over_ranks, sum_dtype
 
 
@@ -50,27 +52,77 @@ def evaluate_model(
         NonFiniteError: the model gave NaN.
     """
     device = torch.device(device)
-    confusion = ConfusionMatrix(num_classes, ignore_index, parity=parity, device=device)
-    calibration = CalibrationError(device=device)
-    loss = torch.zeros(3, dtype=sum_dtype(device), device=device)
+    metrics = ClassificationMetrics(num_classes, device, ignore_index, parity=parity)
     with torch.inference_mode():
         for batch in loader:
             if "label" not in batch:
                 raise DataError(f"can't evaluate without the field 'label'; fields: {', '.join(batch)}")
             moved = to_device(batch, device)
-            logits, labels = forward(moved), moved["label"].long()
-            confusion.update(logits, labels)
-            counted = (labels >= 0) & (labels < num_classes)
-            if ignore_index is not None:
-                counted &= labels != ignore_index
-            calibration.update(logits, labels, counted)
-            loss += _loss_count_dense(logits, labels, counted, loss.dtype)
-        reduce_over_ranks([loss])
-        metrics = confusion.reduce().compute()
-        total, count, dense = loss.tolist()
+            metrics.update(forward(moved), moved["label"])
+        return metrics.compute()
+
+
+def evaluate_signals(
+    forward: Callable[[Batch], Signals],
+    loader: Iterable[Batch],
+    num_classes: int,
+    device: torch.device | str,
+    collector: Collector,
+    ignore_index: int | None = None,
+) -> dict[str, Any]:
+    """Return what `evaluate_model` does, and let `collector` keep the embeddings, in one pass over the data.
+
+    A model without logits, and data without labels, give no metrics: the result is empty.
+
+    Args:
+        forward: maps a batch (already on `device`) to signals; it has to be in eval mode.
+        loader: batches.
+        num_classes: C.
+        device: where batches are moved.
+        collector: gathers what the model says.
+        ignore_index: label that does not count.
+    """
+    device, metrics = torch.device(device), None
+    with torch.inference_mode():
+        for batch in loader:
+            moved = to_device(batch, device)
+            signals = forward(moved)
+            if signals.logits is not None and moved.get("label") is not None:
+                metrics = metrics or ClassificationMetrics(num_classes, device, ignore_index)
+                metrics.update(signals.logits, moved["label"])
+            collector.add(moved, signals)
+        return {} if metrics is None else metrics.compute()
+
+
+class ClassificationMetrics:
+    """Sums of the classification metrics, on the device; see `evaluate_model`."""
+
+    def __init__(
+        self, num_classes: int, device: torch.device, ignore_index: int | None = None, *, parity: bool = False
+    ) -> None:
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.confusion = ConfusionMatrix(num_classes, ignore_index, parity=parity, device=device)
+        self.calibration = CalibrationError(device=device)
+        self.loss = torch.zeros(3, dtype=sum_dtype(device), device=device)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add logits `[B, C, ...]` with labels `[B, ...]`."""
+        labels = labels.long()
+        self.confusion.update(logits, labels)
+        counted = (labels >= 0) & (labels < self.num_classes)
+        if self.ignore_index is not None:
+            counted &= labels != self.ignore_index
+        self.calibration.update(logits, labels, counted)
+        self.loss += _loss_count_dense(logits, labels, counted, self.loss.dtype)
+
+    def compute(self) -> dict[str, Any]:
+        """Add up over all processes and return the metrics; every process has to call this."""
+        reduce_over_ranks([self.loss])
+        metrics = self.confusion.reduce().compute()
+        total, count, dense = self.loss.tolist()
         if not dense:
             del metrics["miou"]
-        return {**metrics, "loss": total / count, "calibration_error": calibration.reduce().compute()}
+        return {**metrics, "loss": total / count, "calibration_error": self.calibration.reduce().compute()}
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:

@@ -20,6 +20,9 @@ def retrieval(
     image_of_text_M: Tensor | None = None,
     ks: Sequence[int] = (1, 5, 10),
     chunk: int = 1024,
+    *,
+    groups: tuple[Tensor, Tensor] | None = None,
+    names: tuple[str, str] = ("image", "text"),
 ) -> dict[str, float]:
     """Return recall at k and the median rank, from images to texts and from texts to images, by cosine.
 
@@ -33,27 +36,40 @@ def retrieval(
         image_of_text_M: index of the image that each text belongs to; None: text i belongs to image i.
         ks: the k of recall at k.
         chunk: queries that are compared at a time; memory is `chunk * max(N, M)` numbers.
+        groups: integers `[N]` and `[M]`, in place of `image_of_text_M`: an image and a text of the same number are
+            right answers for each other, so that a text may belong to several images too.
+        names: what the two sides are called in the result.
 
     Returns:
         `image_to_text_r1`, ..., `text_to_image_r1`, ... in [0, 1], `image_to_text_median_rank` and
-        `text_to_image_median_rank` (1 is best; the lower of two middle ranks). Images without a text are candidates, no
-        queries.
+        `text_to_image_median_rank` (1 is best; the lower of two middle ranks). Images without a text, and texts without
+        an image, are candidates, no queries.
 
     Raises:
-        DataError: shapes that do not fit, an index that is no image, or embeddings that are not finite.
+        DataError: shapes that do not fit, an index that is no image, no image with a text, or embeddings that are not
+            finite.
     """
-    owner_M = torch.arange(len(text_MD), device=text_MD.device) if image_of_text_M is None else image_of_text_M
-    _check(image_ND, text_MD, owner_M, ks, chunk)
+    if groups is None:
+        owner_M = torch.arange(len(text_MD), device=text_MD.device) if image_of_text_M is None else image_of_text_M
+        _check(image_ND, text_MD, ks, chunk)
+        _check_owners(owner_M, len(image_ND), len(text_MD))
+        own_N, own_M = torch.arange(len(image_ND)), owner_M.long()
+    else:
+        own_N, own_M = groups
+        _check(image_ND, text_MD, ks, chunk)
+        _check_groups(own_N, own_M, len(image_ND), len(text_MD))
     image_ND, text_MD = (F.normalize(x.detach().float(), dim=1, eps=1e-6) for x in (image_ND, text_MD))
-    owner_M = owner_M.to(image_ND.device).long()
-    own_N = torch.arange(len(image_ND), device=image_ND.device)
+    own_N, own_M = own_N.to(image_ND.device), own_M.to(image_ND.device)
+    first, second = names
     ranks = {
-        "image_to_text": match_ranks(image_ND, text_MD, own_N, owner_M, chunk),
-        "text_to_image": match_ranks(text_MD, image_ND, owner_M, own_N, chunk),
+        f"{first}_to_{second}": match_ranks(image_ND, text_MD, own_N, own_M, chunk),
+        f"{second}_to_{first}": match_ranks(text_MD, image_ND, own_M, own_N, chunk),
     }
     found: dict[str, float] = {}
     for direction, rank in ranks.items():
         rank = rank[rank > 0]
+        if not len(rank):
+            raise DataError("retrieval: no query has a right answer; no image and text belong together")
         found |= {f"{direction}_r{k}": (rank <= k).double().mean().item() for k in ks}
         found[f"{direction}_median_rank"] = float(rank.median())
     return found
@@ -77,23 +93,32 @@ def match_ranks(query_QD: Tensor, candidate_CD: Tensor, query_group_Q: Tensor, g
     return torch.cat(parts)
 
 
-def _check(image_ND: Tensor, text_MD: Tensor, owner_M: Tensor, ks: Sequence[int], chunk: int) -> None:
+def _check(image_ND: Tensor, text_MD: Tensor, ks: Sequence[int], chunk: int) -> None:
     shapes = f"images {tuple(image_ND.shape)}, texts {tuple(text_MD.shape)}"
     if image_ND.dim() != 2 or text_MD.dim() != 2 or image_ND.shape[1] != text_MD.shape[1]:
         raise DataError(f"retrieval needs embeddings [N, D] and [M, D] of the same width; found {shapes}")
     if not len(image_ND) or not len(text_MD):
         raise DataError(f"retrieval needs at least one image and one text; found {shapes}")
-    if owner_M.shape != (len(text_MD),) or owner_M.is_floating_point():
-        raise DataError(
-            f"image_of_text needs one image index for each of {len(text_MD)} texts; found {tuple(owner_M.shape)} "
-            f"of {owner_M.dtype}"
-        )
-    if int(owner_M.min()) < 0 or int(owner_M.max()) >= len(image_ND):
-        raise DataError(
-            f"image_of_text holds indices {int(owner_M.min())} to {int(owner_M.max())}, but there are {len(image_ND)} "
-            "images; give image_of_text where texts are not in the order of the images"
-        )
     if not (image_ND.isfinite().all() and text_MD.isfinite().all()):
         raise DataError("retrieval: some embeddings are not finite")
     if chunk < 1 or not ks or min(ks) < 1:
         raise DataError(f"retrieval needs chunk >= 1 and ks >= 1; found chunk {chunk}, ks {list(ks)}")
+
+
+def _check_owners(owner_M: Tensor, images: int, texts: int) -> None:
+    if owner_M.shape != (texts,) or owner_M.is_floating_point():
+        raise DataError(
+            f"image_of_text needs one image index for each of {texts} texts; found {tuple(owner_M.shape)} of "
+            f"{owner_M.dtype}"
+        )
+    if int(owner_M.min()) < 0 or int(owner_M.max()) >= images:
+        raise DataError(
+            f"image_of_text holds indices {int(owner_M.min())} to {int(owner_M.max())}, but there are {images} "
+            "images; give image_of_text where texts are not in the order of the images"
+        )
+
+
+def _check_groups(own_N: Tensor, own_M: Tensor, images: int, texts: int) -> None:
+    found = f"{tuple(own_N.shape)} of {own_N.dtype} and {tuple(own_M.shape)} of {own_M.dtype}"
+    if own_N.shape != (images,) or own_M.shape != (texts,) or own_N.is_floating_point() or own_M.is_floating_point():
+        raise DataError(f"groups need an integer for each of {images} images and {texts} texts; found {found}")

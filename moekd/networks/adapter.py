@@ -111,6 +111,7 @@ class Adapter(nn.Module):
         self.texts: dict[str, TextContract] = {}
         self.zero_shot = self.classifier = None
         self.logits_only = self.partial = False
+        self._prompt_tokens: TextContract | None = None
 
     def read_fields(
         self,
@@ -247,9 +248,7 @@ class Adapter(nn.Module):
         return self.encode_text(*(self._place(part) for part in tokens(list(texts), self._texts_device())))
 
     def _text_tokens(self) -> TextContract | None:
-        if self.zero_shot is not None:
-            return self._prompt_tokens
-        return next(iter(self.texts.values()), None)
+        return next(iter(self.texts.values()), self._prompt_tokens)
 
     @property
     def device(self) -> torch.device:
@@ -264,6 +263,7 @@ class Adapter(nn.Module):
         Raises:
             ConfigError: the model has no text tower, or reads nothing but texts.
         """
+        self._prompt_tokens = tokens
         if options is None:
             return
         if tokens is None:
@@ -271,7 +271,6 @@ class Adapter(nn.Module):
         if set(self.readers.values()) == {"text"}:
             raise ConfigError("zero_shot: the model reads texts alone; add a field that can be classified to 'inputs'")
         self.zero_shot = ZeroShot(options, class_names)
-        self._prompt_tokens = tokens
 
     def _class_vectors(self) -> Tensor | None:
         if self.zero_shot is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..evaluation.comparison import Compared, Difference, Share, compare, share_of_gap
 from .ablation_rows import COST, OUTCOMES, ROUTING, Row, measured, ordered
+from .measures import EMBEDDING, capital, measure_label
 from .run import mapping, number
 from .table import decimal, percent, points
 
@@ -31,12 +32,12 @@ class Metric:
     @property
     def label(self) -> str:
         """Name for people."""
-        return {"miou": "mIoU", "weighted_f1": "weighted F1"}.get(self.key, self.key.replace("_", " "))
+        return measure_label(self.key)
 
     @property
     def heading(self) -> str:
         """The label with a capital."""
-        return self.label[0].upper() + self.label[1:]
+        return capital(self.label)
 
     @property
     def unit(self) -> str:
@@ -253,7 +254,7 @@ def _block(place: tuple[str, str], arms: Mapping[str, Mapping[Any, Row]], about:
 def numbers_of(row: Row) -> dict[str, float]:
     """Return every number of a row by its name, NaN where unknown."""
     routing = mapping(row.get("routing"))
-    found = {key: measured(row.get(key)) for key in (*OUTCOMES, *COST)}
+    found = {key: measured(row.get(key)) for key in (*OUTCOMES, *EMBEDDING, *COST)}
     found |= {key: measured(routing.get(key)) for key in ROUTING}
     variants = len(routing.get("variants") or ())
     found["relative_entropy"] = found["entropy"] / math.log(variants) if variants > 1 else math.nan
@@ -264,7 +265,7 @@ def numbers_of(row: Row) -> dict[str, float]:
 def _means(rows: Sequence[Row]) -> dict[str, float]:
     tables = [numbers_of(row) for row in rows]
     means = {}
-    for key in (*OUTCOMES, *COST, *ROUTING, *DERIVED):
+    for key in (*OUTCOMES, *EMBEDDING, *COST, *ROUTING, *DERIVED):
         known = [table[key] for table in tables if math.isfinite(table[key])]
         means[key] = sum(known) / len(known) if known else math.nan
     return means

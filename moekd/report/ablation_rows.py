@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .measures import known_measures
 from .run import mapping, number
 
 Row = Mapping[str, Any]
@@ -33,12 +34,13 @@ COLUMNS = (*PLACE, *OUTCOMES, *COST, *ROUTING, *NAMED)
 
 
 def rows_to_csv(rows: Sequence[Row], metric: str = "accuracy") -> str:
-    """Return the rows as CSV with `COLUMNS` (and the metric, where it is none of them), numbers with 6 digits.
+    """Return the rows as CSV with `COLUMNS` (and measures of embeddings, and the metric), numbers with 6 digits.
 
     An empty cell is a number that was not measured; `nan` and `inf` are measured ones. `shares` (of the variants) and
     `teachers` (their accuracy on the split) are JSON objects {name: number}.
     """
-    extra = () if metric in COLUMNS else (metric,)
+    extra = known_measures(rows)
+    extra += [] if metric in (*COLUMNS, *extra) else [metric]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*COLUMNS, *extra])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from ..evaluation.comparison import MIN_PAIRS, Difference
 from .ablation_blocks import Ablation, ArmResult, Block, Metric
 from .html import Cell, PageTable
+from .measures import capital, known_measures, measure_label
 from .run import number
 from .table import count, decimal, p_value, percent, span
 
@@ -69,10 +70,11 @@ def brief_routing_table(block: Block) -> PageTable:
 
 def other_measures(block: Block) -> PageTable:
     """Return one row an arm: every measure of the student, and the time of the arm's own stages."""
-    header = ["Arm", "Accuracy", "Balanced accuracy", "Weighted F1", "Loss", "Seconds", "Peak memory, MB"]
+    means = [arm.means for arm in block.arms]
+    shares = [*known_measures(means, ("accuracy", "balanced_accuracy", "weighted_f1")), *known_measures(means)]
+    header = ["Arm", *(capital(measure_label(key)) for key in shares), "Loss", "Seconds", "Peak memory, MB"]
     rows = []
     for arm in block.arms:
-        shares = ("accuracy", "balanced_accuracy", "weighted_f1")
         cells = [_name(arm), *(Cell(percent(arm.means[key], 2), arm.means[key]) for key in shares)]
         cost = [Cell(count(arm.means[key]), arm.means[key]) for key in ("seconds", "peak_memory_mb")]
         rows.append([*cells, _decimal(arm, "loss", 4), *cost])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from ..cache import CacheSettings, SignalStore
 from ..data import Split, make_loader
 from ..errors import DataError, did_you_mean
+from ..evaluation import EmbeddingSettings
 from ..progress import Progressbar
 from ..step import Models
 
@@ -30,6 +32,8 @@ class RunData:
         num_workers: loader processes.
         seed: seed of the data order.
         void_class: class that does not count in metrics, see `Dataset`.
+        fields: how the data set describes the batch fields: shape, dtype, modality, and how they were prepared.
+        embeddings: what is measured on embeddings; None: nothing.
     """
 
     splits: Mapping[str, Split]
@@ -39,6 +43,8 @@ class RunData:
     num_workers: int
     seed: int
     void_class: int | None = None
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    embeddings: EmbeddingSettings | None = None
 
     @property
     def num_classes(self) -> int:
@@ -51,6 +57,13 @@ class RunData:
             hint = did_you_mean(name, self.splits) or f"; splits: {', '.join(self.splits)}"
             raise DataError(f"the data set has no split '{name}'{hint}")
         return self.splits[name]
+
+    def kept_ids(self, name: str) -> list[int] | None:
+        """Return the ids of the rows of a split whose embeddings are measured, evenly spaced; None: all."""
+        ids, most = self.split(name).ids, self.embeddings.max_rows if self.embeddings is not None else None
+        if most is None or len(ids) <= most:
+            return None
+        return [int(i) for i in ids[np.linspace(0, len(ids) - 1, most).astype(np.int64)]]
 
 
 @dataclass

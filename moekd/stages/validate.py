@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import sum_over_processes, world_size
-from ..evaluation import evaluate_model
+from ..evaluation import model_metrics
 from ..evaluation.evaluate import to_device
 from ..model import Model
 from ..schedules import Progress
@@ -17,16 +17,18 @@ from .training_step import TrainingStep
 
 
 def validate_student(context: StageContext, student: Model, split: str) -> dict[str, Any]:
-    """Return the student's metrics on a split (its mode is restored afterwards)."""
-    mode = student.training
+    """Return the student's metrics on a split, by its logits and its embeddings (its mode is restored afterwards)."""
+    mode, data = student.training, context.data
     student.eval()
     try:
-        return evaluate_model(
-            lambda batch: student(batch, ()).require_logits("validation"),
+        return model_metrics(
+            student,
             context.eval_loader(split),
-            context.data.num_classes,
+            data.num_classes,
             context.device,
-            context.data.void_class,
+            data.embeddings,
+            data.void_class,
+            data.kept_ids(split),
         )
     finally:
         student.train(mode)

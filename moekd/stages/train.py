@@ -278,8 +278,9 @@ class TrainLoop:
         metrics = self.validate() or {"training loss": self.training_loss}
         place = f"{context.phase}/{self.settings.name} {state.epoch + 1}/{self.epochs}"
         monitored = [self.settings.monitor.metric] if self.settings.monitor else []
-        shown = dict.fromkeys(["accuracy", "loss", "training loss", *monitored])
-        numbers = [f"{name} {metrics[name]:.3g}" for name in shown if name in metrics]
+        usual = ["accuracy", "loss", "training loss", "retrieval_r1", "zero_shot_accuracy"]
+        shown = [name for name in dict.fromkeys([*usual, *monitored]) if name in metrics] or [*metrics][:2]
+        numbers = [f"{name} {metrics[name]:.3g}" for name in shown]
         self.validated = f"validation {numbers[0]}"
         context.progress.say("  ".join([place, *numbers, f"{self.seconds():.0f} s"]))
         self.log_routing()

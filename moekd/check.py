@@ -87,7 +87,7 @@ def _accuracy(model: Model, program: Program, rows: int) -> float | None:
     model.eval()
     with torch.no_grad():
         logits = model(batches[0], ()).logits
-    if logits is None or logits.shape[1] != program.data.num_classes:
+    if logits is None or logits.shape[1] != program.data.num_classes or "label" not in batches[0]:
         return None
     metrics = evaluate_model(lambda b: model(b, ()).require_logits("check"), batches, program.data.num_classes, "cpu")
     return float(metrics["accuracy"])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..evaluation.evaluate import to_device
 from ..model import Batch
 from ..routers.gates import Gate
@@ -45,11 +46,22 @@ def fit_gates(context: StageContext, settings: StageSettings, cache: TeacherSour
 
 @torch.no_grad()
 def fit(gate: Gate, models: Models, batches: Iterator[Batch], known: TeacherSource | None = None) -> None:
-    """Fit a gate on batches, with the teachers in eval mode."""
+    """Fit a gate on batches, with the teachers in eval mode.
+
+    Raises:
+        ConfigError: the gate reads labels that the batches do not have.
+    """
     modes = [(module, module.training) for module in models.pool.modules()]
     models.pool.eval()
     try:
         gate.fit(_teachers(models, known), batches)
+    except KeyError as error:
+        if error.args != ("label",):
+            raise
+        raise ConfigError(
+            f"gate '{type(gate).__name__}' measures the teachers by labels, but split '{gate.fit_on}' has none: set "
+            "fit_on to a split with labels, or take another gate"
+        ) from error
     finally:
         for module, mode in modes:
             module.training = mode
@@ -57,6 +69,8 @@ def fit(gate: Gate, models: Models, batches: Iterator[Batch], known: TeacherSour
 
 def trial_batch(batch: Batch) -> dict[str, Any]:
     """Return a batch whose rows all have a label, to try with a few rows whether a gate can be fitted at all."""
+    if "label" not in batch:
+        return dict(batch)
     label = batch["label"]
     known = torch.ones(len(label), dtype=torch.bool, device=label.device)
     return {**batch, "label": label.clamp_min(0) if isinstance(label, Tensor) else label, "labelled": known}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..model import Batch
 from ..objectives import Objective, reduce
 from ..schedules import Progress, Schedule
@@ -28,8 +29,22 @@ class WeightedObjective(nn.Module):
         return self.weight(progress) if isinstance(self.weight, Schedule) else float(self.weight)
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        """Return the reduced, unweighted losses by their names in the log."""
-        return {self._rename(name): reduce(value) for name, value in self.objective(step).items()}
+        """Return the reduced, unweighted losses by their names in the log.
+
+        Raises:
+            ConfigError: the objective, or the router that it asks, reads labels that the data do not have.
+        """
+        try:
+            losses = self.objective(step)
+        except KeyError as error:
+            if error.args != ("label",) or "label" in step.batch:
+                raise
+            who = self.name or type(self.objective).__name__
+            raise ConfigError(
+                f"objective '{who}' (or its router) needs labels, but the split has none: name the column in "
+                "'data.label', or take objectives that need no labels"
+            ) from error
+        return {self._rename(name): reduce(value) for name, value in losses.items()}
 
     def _rename(self, name: str) -> str:
         if self.name is None:

@@ -58,6 +58,7 @@ LAYERS = {
     "moekd.recipe": 10,
     "moekd.export": 11,
     "moekd.api": 12,
+    "moekd.caching": 12,
     "moekd.check": 12,
     "moekd.outline": 12,
     "moekd.dry_run": 12,

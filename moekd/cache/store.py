@@ -87,6 +87,39 @@ class SignalStore:
             return None
         return SignalStore(self.folder, self.data, CacheSettings()).cache(teachers)
 
+    def recheck(self, teachers: TeacherPass, rows: int = 32, seed: int = 0) -> dict[tuple[str, str], float]:
+        """Run the teachers again on some samples and compare what they say with what is stored.
+
+        Args:
+            teachers: what to run.
+            rows: how many samples, drawn at random.
+            seed: of the draw.
+
+        Returns:
+            The largest difference by variant and signal, relative to the largest value; of sparse logits, that of the
+            probabilities.
+
+        Raises:
+            DataError: something is not stored.
+        """
+        job = _Job(self, teachers, mapped=True)
+        job.find()
+        if job.missing:
+            raise DataError(self._refusal(job))
+        chosen = np.random.default_rng(seed).permutation(len(teachers.split))[:rows]
+        cache, found = job.result(), dict.fromkeys(job.tables, 0.0)
+        pieces = [range(row, row + 1) for row in sorted(chosen.tolist())]
+        for _, known_b, batch in teachers.batches(pieces):
+            if not len(known_b):
+                continue
+            said = teachers.run(batch, teachers.variants)
+            rows_b = (known_b[:, None] * teachers.views + torch.arange(teachers.views)).flatten()
+            for variant, signal in found:
+                column = cache.columns[variant][signal]
+                difference = _difference(column(rows_b), said[variant][signal].cpu(), column.codec)
+                found[variant, signal] = max(found[variant, signal], difference)
+        return found
+
     def tables(self) -> Iterator[Table]:
         """Yield the tables that can be opened."""
         for manifest in sorted(self.folder.glob(f"*/{MANIFEST}")):
@@ -176,6 +209,8 @@ class _Job:
                 ids_R, encoded = table.read(index, self.mapped)
                 self._check(table, index, ids_R)
                 self.segments[key][index] = encoded
+            if self.segments[key]:
+                table.used()
 
     def compute(self) -> None:
         """Run the teachers for the shards that are not there, and keep them."""
@@ -264,6 +299,14 @@ def _patient_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _difference(stored: Tensor, fresh: Tensor, codec: Codec) -> float:
+    stored, fresh = stored.double(), fresh.double()
+    if codec.sparse and fresh.dim() > 1 and fresh.shape[1] > codec.k:
+        stored, fresh = ((values / codec.temperature).softmax(dim=1) for values in (stored, fresh))
+        return float((stored - fresh).abs().max())
+    return float((stored - fresh).abs().max() / fresh.abs().max().clamp_min(1e-12))
 
 
 def _nearest(tables: Iterator[Table], identity: Identity) -> tuple[Table, dict[str, tuple[str, str]]] | None:

@@ -14,6 +14,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT, VERSION = "moekd-signals", 1
 MANIFEST = "manifest.json"
+#: Empty file whose time says when the table was read last.
+USED = ".used"
 _SHARD = re.compile(r"shard-\d{5,9}\.safetensors")
 
 
@@ -176,6 +179,17 @@ class Table:
         entry = {"samples": len(ids_R), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         self.manifest["shards"] = dict(sorted({**self.manifest["shards"], name: entry}.items()))
         self.write_manifest()
+
+    def used(self) -> None:
+        """Note that the table was used now, for `prune`."""
+        with suppress(OSError):
+            (self.folder / USED).touch()
+
+    @property
+    def last_used(self) -> float:
+        """When it was used or written last, in seconds since 1970."""
+        marks = [self.folder / name for name in (USED, MANIFEST)]
+        return max((mark.stat().st_mtime for mark in marks if mark.exists()), default=0.0)
 
     def write_manifest(self) -> None:
         """Write the manifest with its checksum."""

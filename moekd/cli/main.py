@@ -12,6 +12,7 @@ import typer
 from ..errors import MoekdError
 from .ablate import ablate
 from .benchmark import benchmark
+from .cache import cache
 from .data import data
 from .inspection import check, list_kinds
 from .results import evaluate, export, predict, report
@@ -31,6 +32,7 @@ for command in (distill, ablate, benchmark, check, evaluate, predict, serve, rep
     app.command()(command)
 app.command("list")(list_kinds)
 app.add_typer(data, name="data")
+app.add_typer(cache, name="cache")
 
 #: Exit codes besides 0: 1 an expected failure, 2 a mistake in the config or on the command line, 130 interrupted.
 INTERRUPTED = 130

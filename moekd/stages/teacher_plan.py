@@ -112,15 +112,8 @@ def build_cache(context: StageContext, settings: StageSettings, plan: TeacherPla
     if plan.place is None:
         logger.info("stage '%s': teachers run live: %s", settings.name, plan.reason)
         return None
-    models, train = context.models, context.data.split(settings.split)
-    teachers = teacher_pass(models, context.data, settings, plan.variants, plan.needs, context.device)
-    teachers = replace(
-        teachers,
-        precision=context.accelerator.mixed_precision,
-        autocast=context.accelerator.autocast,
-        on_rows=context.progress.advance,
-    )
-    context.progress.start(f"{settings.name}: teachers' signals", len(train))
+    teachers = prepared_pass(context, settings, plan)
+    context.progress.start(f"{settings.name}: teachers' signals", len(teachers.split))
     store = context.disk if plan.place == "disk" else context.store
     if store is None:
         cache = cache_in_memory(teachers, context.cache)
@@ -129,6 +122,15 @@ def build_cache(context: StageContext, settings: StageSettings, plan: TeacherPla
     context.progress.finish()
     logger.info("stage '%s': %s", settings.name, _said(teachers, cache, context, plan, store))
     return cache
+
+
+def prepared_pass(context: StageContext, settings: StageSettings, plan: TeacherPlan) -> TeacherPass:
+    """Return what has to be run for a stage, in the precision of its training and with its progress bar."""
+    plain = teacher_pass(context.models, context.data, settings, plan.variants, plan.needs, context.device)
+    accelerator = context.accelerator
+    return replace(
+        plain, precision=accelerator.mixed_precision, autocast=accelerator.autocast, on_rows=context.progress.advance
+    )
 
 
 def teacher_pass(

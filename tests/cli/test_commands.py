@@ -33,6 +33,10 @@ COMMANDS = [
     "list",
     "data",
     "data prepare",
+    "cache build",
+    "cache info",
+    "cache verify",
+    "cache prune",
 ]
 
 

@@ -69,7 +69,7 @@ def serve(
     if host not in LOOPBACK:
         logger.warning("%s can be reached by others; the server knows no passwords and no encryption", host)
     title = _title(run)
-    with _listening(host, port) as listener, _quiet_end():
+    with listening(host, port) as listener, _quiet_end():
         place = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         if workers == 1:
             app = make_app(run, limits, threads)
@@ -111,15 +111,17 @@ def _title(run: Path | str) -> str:
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
+def listening(host: str, port: int) -> Iterator[socket.socket]:
     """Yield a socket that listens; it is closed at the end.
 
     Raises:
         ConfigError: the address can't be used.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
+        # Connections inherit it; without it, head and body of an answer are 40 ms apart.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.set_inheritable(True)

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from moekd.errors import ConfigError, MissingDependencyError
-from moekd.serve.server import serve
+from moekd.serve.server import listening, serve
 
 from .conftest import encoded, files
 
@@ -83,6 +83,17 @@ def test_several_processes_answer_on_one_address(classifier: Path) -> None:
         assert answer.status_code == 200, answer.text
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+
+
+def test_answers_are_sent_at_once() -> None:
+    """Connections do not hold back the body of an answer until its head is acknowledged (Nagle's algorithm)."""
+    with listening("127.0.0.1", 0) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()) as client:
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+                assert client.getpeername() == listener.getsockname()
 
 
 def test_what_can_not_be_served_is_said_before_anything_starts(classifier: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from .data import Dataset
 from .errors import ConfigError, MoekdError, did_you_mean
 from .model import Batch, Model
 from .networks import NETWORKS
+from .networks.loading import Loading
 from .randomness import seeded
 from .routers import BALANCES, GATES, SELECTIONS, Router, Shapes
 from .signals import Signals
@@ -196,17 +197,28 @@ def load_weights(network: nn.Module, file: str, where: str) -> None:
     network.load_state_dict(tensors)
 
 
-def make_network(config: ModelConfig, where: str, dataset: Dataset, seed: int) -> nn.Module:
-    """Make the network of a model, with the initial weights that belong to (seed, where) or those of its file."""
+def make_network(
+    config: ModelConfig, where: str, dataset: Dataset, seed: int, loading: Loading = "weights"
+) -> nn.Module:
+    """Make the network of a model, with the initial weights that belong to (seed, where) or those of its file.
+
+    Args:
+        config: its section.
+        where: its path in the config.
+        dataset: tells classes and fields.
+        seed: seed of the run.
+        loading: how much of an outside model is made.
+    """
     known = {name: dataset.fields[name] for name in config.inputs if name in dataset.fields}
     context = {
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
         "fields": {name: vars(field) | dataset.input_recipe(name) for name, field in known.items()},
+        "loading": loading,
     }
     with seeded(seed, where):
         network: nn.Module = build(config.spec, NETWORKS, where=where, **context)
-    if config.weights is not None:
+    if config.weights is not None and loading == "weights":
         load_weights(network, config.weights, where)
     return network
 

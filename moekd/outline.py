@@ -146,9 +146,9 @@ def _teachers(config: RecipeConfig) -> Iterator[tuple[str, ModelConfig]]:
 
 def _describe(config: ModelConfig, where: str, dataset: Dataset, sample: Batch) -> tuple[dict[str, Any], Signals]:
     """Return a row of the report and the signals of two rows, on the meta device."""
-    with _at(where), torch.device("meta"):
-        network = make_network(config.model_copy(update={"weights": None}), where, dataset, seed=0)
-        model = Model(network, config.inputs, config.taps).eval()
+    with _at(where):
+        network = make_network(config, where, dataset, seed=0, loading="meta")
+        model = Model(network, config.inputs, config.taps).to("meta").eval()
         with torch.no_grad():
             signals = model(_on_meta(sample))
     row = {

@@ -87,8 +87,13 @@ def write_open_clip(student: Path, document: Mapping[str, Any], target: Path) ->
     return target
 
 
-def open_clip_source(network: nn.Module, document: Mapping[str, Any]) -> Source:
+def open_clip_source(network: nn.Module, document: Mapping[str, Any], any_pictures: bool = False) -> Source:
     """Put a student into the terms of open_clip.
+
+    Args:
+        network: the student's network.
+        document: its `config.json`.
+        any_pictures: also take a preparation of pictures that open_clip does not have.
 
     Raises:
         ModelError: it can't be.
@@ -99,7 +104,8 @@ def open_clip_source(network: nn.Module, document: Mapping[str, Any]) -> Source:
     if network.classifier is not None:
         raise refuse(FORMAT, "it has a classifier of its own")
     pictures = preparation(network, document["fields"]) or network.settings
-    _check_pictures(pictures)
+    if not any_pictures:
+        _check_pictures(pictures)
     options = document["network"]["options"]
     if isinstance(network, TwoTower):
         config = two_tower_config(network, pictures.size, options.get("tower") or {})

@@ -112,11 +112,13 @@ def _text_config(network: TwoTower, tower: TextTower) -> tuple[dict[str, Any], b
         raise refuse(FORMAT, "it reads texts as bytes, for which open_clip has no tokenizer")
     if tower.pool != "last":
         raise refuse(FORMAT, "its text tower takes the mean of the tokens")
-    if not tower.causal:
+    if not tower.causal and not tower.see_padding:
         raise refuse(FORMAT, "its text tower looks in both directions and leaves out the padding, which open_clip sees")
     layers, quick = _layers(tower.blocks, tower.out_features, "text tower")
     known = {"context_length": tower.context, "vocab_size": tower.tokens.num_embeddings, "width": tower.out_features}
     config = known | {"heads": layers["heads"], "layers": layers["layers"], "mlp_ratio": layers["mlp_ratio"]}
+    if not tower.causal:
+        config["no_causal_mask"] = True
     if tokens.name == CLIP:
         return config, quick
     ids, mask = contract(["a"])

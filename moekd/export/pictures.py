@@ -48,8 +48,10 @@ def is_grey(network: Adapter, fields: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def sample_pictures(settings: ImageSettings, count: int = 3) -> list[Image.Image]:
-    """Return random pictures in the size that a model sees, so that resizing changes nothing."""
+    """Return random pictures in the size that they are resized to, so that resizing changes nothing."""
     generator, (height, width) = torch.Generator().manual_seed(0), settings.size
+    if settings.resize == "shortest" and settings.scale_to is not None:
+        height = width = settings.scale_to
     pixels = torch.randint(0, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8)
     return [Image.fromarray(picture.numpy()) for picture in pixels]
 

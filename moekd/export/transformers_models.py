@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +103,8 @@ def open_clip_model(model: Any, pictures: ImageSettings | None) -> Any:
     text = model.text if prefix else model
     if not hasattr(text, "token_embedding"):
         raise ModelError(f"its text tower is a {type(text).__name__}")
+    if text.attn_mask is None:
+        raise ModelError("its text tower looks in both directions, that of CLIP in one")
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     others = ("visual.", "logit_scale", "logit_bias")
     texts, text_projection = text_weights({k: v for k, v in own.items() if prefix or not k.startswith(others)})
@@ -155,7 +158,7 @@ def timm_config(trunk: Any, pictures: ImageSettings, options: Mapping[str, Any],
         "mean": list(pictures.mean),
         "std": list(pictures.std),
         "interpolation": pictures.interpolation,
-        "crop_pct": height / (pictures.scale_to or height),
+        "crop_pct": _share(height, pictures.scale_to or height),
         "crop_mode": crop,
     }
     name = str(trunk.pretrained_cfg.get("architecture") or "")
@@ -166,11 +169,17 @@ def timm_config(trunk: Any, pictures: ImageSettings, options: Mapping[str, Any],
     )
 
 
+def _share(side: int, scaled: int) -> float:
+    """Return the share of a picture that a cut keeps; timm rounds `side / share` down, which has to give `scaled`."""
+    share = side / scaled
+    return share if math.floor(side / share) == scaled else math.nextafter(share, 0.0)
+
+
 def _two_tower(network: TwoTower, pictures: ImageSettings | None, document: Mapping[str, Any]) -> Any:
     """Return a student as a model of transformers, by way of open_clip."""
     open_clip = library("open_clip", "open_clip_torch", "format transformers")
     try:
-        source = open_clip_source(network, document)
+        source = open_clip_source(network, document, any_pictures=True)
         config = {**source.config, "text_cfg": {**source.config["text_cfg"]}}
         model = open_clip.CLIP(**config)
         model.load_state_dict({name: value.detach() for name, value in source.weights.items()})

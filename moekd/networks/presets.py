@@ -33,7 +33,10 @@ class Sizes:
 
 
 def _clip_text(layers: int, causal: bool = False) -> TextOptions:
-    return TextOptions(CLIP, context=77, width=512, layers=layers, heads=8, causal=causal, pool="last")
+    sees = not causal
+    return TextOptions(
+        CLIP, context=77, width=512, layers=layers, heads=8, causal=causal, see_padding=sees, pool="last"
+    )
 
 
 #: Image towers of the MobileCLIP family (arXiv 2311.17049) as timm has them, and plain text transformers of its width.

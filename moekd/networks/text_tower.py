@@ -36,6 +36,8 @@ class TextOptions:
         hidden: hidden features of the perceptrons, one number or one for each layer; None: 4 x `width`.
         head_width: features of a head; None: `width` / `heads`.
         causal: whether a token sees only those in front of it, as in CLIP.
+        see_padding: whether tokens see the padding behind a text too, as towers of open_clip do that are not causal
+            (MobileCLIP); needs a tokenizer that fills every text up to the context (`clip`).
         pool: the last token (that at the end of the text) or the mean of all.
         activation: `gelu`, or `quick_gelu` as in the first CLIP models.
         dropout: probability behind attention and perceptron.
@@ -49,6 +51,7 @@ class TextOptions:
     hidden: int | list[int] | None = None
     head_width: int | None = None
     causal: bool = False
+    see_padding: bool = False
     pool: Literal["last", "mean"] = "mean"
     activation: Activation = "gelu"
     dropout: float = 0.0
@@ -70,6 +73,9 @@ class TextTower(nn.Module):
         width, self.context = options.width, options.context
         if min(width, options.context) < 1 or options.layers < 0:
             raise ConfigError(f"text: expected a width and a context of at least 1, found {width}, {options.context}")
+        if options.see_padding and options.tokenizer != CLIP:
+            raise ConfigError(f"text.see_padding: needs the tokenizer 'clip', found '{options.tokenizer}'")
+        self.see_padding = options.see_padding
         self.causal, self.pool, self.out_features = options.causal, options.pool, width
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(torch.randn(options.context, width) * 0.01)
@@ -92,8 +98,9 @@ class TextTower(nn.Module):
         places = torch.arange(ids.shape[1], device=ids.device)
         mask = mask | (places == 0)
         tokens = self.tokens(ids) + self.positions[: ids.shape[1]]
+        allowed = None if self.see_padding else mask[:, None, None, :]
         for block in self.blocks:
-            tokens = block(tokens, mask[:, None, None, :], self.causal)
+            tokens = block(tokens, allowed, self.causal)
         tokens = self.norm(tokens)
         if self.pool == "mean":
             kept = mask.unsqueeze(2).to(tokens.dtype)
@@ -104,7 +111,7 @@ class TextTower(nn.Module):
 
     def extra_repr(self) -> str:
         """Say what no weight shows, since fingerprints read it."""
-        return f"causal={self.causal}, pool={self.pool}"
+        return f"causal={self.causal}, see_padding={self.see_padding}, pool={self.pool}"
 
 
 class ByteContract(TextContract):

@@ -3,6 +3,7 @@
 from .affinity import AffinityMimicking, affinity_mimicking
 from .attention_transfer import AttentionTransfer, attention_loss
 from .augmented_contrastive import AugmentedContrastive
+from .balanced import Balanced, gradnorm_loss, uncertainty_weighted
 from .base import OBJECTIVES, LossTerm, Objective, PairwiseObjective, reduce
 from .c2kd import BidirectionalProxies, non_target_kl
 from .cka import CKA, linear_cka
@@ -53,6 +54,7 @@ __all__ = [
     "AffinityMimicking",
     "AttentionTransfer",
     "AugmentedContrastive",
+    "Balanced",
     "BidirectionalProxies",
     "Contrastive",
     "ContrastiveDistillation",
@@ -99,6 +101,7 @@ __all__ = [
     "embedding_distance",
     "freeze_channels",
     "gradient_kd",
+    "gradnorm_loss",
     "hierarchical_context_loss",
     "hint_loss",
     "interactive_contrastive",
@@ -124,4 +127,5 @@ __all__ = [
     "soft_targets",
     "softmax_contrastive",
     "standardise",
+    "uncertainty_weighted",
 ]

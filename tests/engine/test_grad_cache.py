@@ -224,9 +224,16 @@ def test_a_stage_that_differentiates_through_a_step_refuses_it() -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    raw = simple({"micro_batch": 3, "epochs": 1, "accumulate": 2})
+    """With weights of the losses that follow from gradients of all processes."""
+    kd = {"kind": "kd", "teacher": "left"}
+    objective = {"kind": "balanced", "by": "gradnorm", "objectives": ["cross_entropy", kd]}
+    stage = {"objectives": [objective], "micro_batch": 3, "epochs": 1, "accumulate": 2}
+    raw = simple(stage, teachers={"left": MLP})
     for code, messages in in_two(raw, tmp_path / "two"):
         assert code == 0, messages
-    two, one = loaded(raw, tmp_path / "two").weights(), train(raw, tmp_path / "one").weights()
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-5)
+    two, one = loaded(raw, tmp_path / "two"), train(raw, tmp_path / "one")
+    weights = two.weights()
+    for name, value in one.weights().items():
+        torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-5)
+    found = [finished.records("train")[-1]["losses"]["balanced/gradnorm"] for finished in (one, two)]
+    assert found[1] == pytest.approx(found[0], rel=1e-4)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.loss import DistillClipLoss
 
 from moekd.errors import ConfigError, ModelError
 from moekd.objectives import (
@@ -45,16 +46,29 @@ def test_equals_a_loop_with_other_widths(rows: int, g: float, big_g: float, form
     np.testing.assert_allclose(contrastive_kd(student, teacher, g, big_g, form).numpy(), expected, atol=1e-8)
 
 
-def test_mean_is_the_loss_of_open_clip() -> None:
-    """The distillation part of open_clip's own DistillClipLoss, in float32 and float64."""
-    loss_module = pytest.importorskip("open_clip.loss")
-    for dtype in (torch.float32, torch.float64):
-        student, teacher = random_pair(7, 4, 0, dtype), random_pair(7, 9, 1, dtype)
-        v, t, big_v, big_t = (F.normalize(part, dim=-1) for part in (*student, *teacher))
-        losses = loss_module.DistillClipLoss()(v, t, torch.tensor(20.0), big_v, big_t, torch.tensor(60.0))
-        mine = contrastive_kd(student, teacher, 20.0, 60.0).mean()
-        torch.testing.assert_close(mine, losses[1], atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(softmax_contrastive(*student, 20.0).mean(), losses[0], atol=1e-6, rtol=1e-6)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("g", "big_g"), [(20.0, 60.0), (100.0, 100.0), (1.0, 14.3)])
+def test_loss_and_gradients_are_those_of_open_clip(dtype: torch.dtype, g: float, big_g: float) -> None:
+    """Both parts of open_clip's own DistillClipLoss, and what they do to the student's embeddings and scale."""
+    student, teacher = random_pair(7, 4, 0, dtype), random_pair(7, 9, 1, dtype)
+    big_v, big_t = (F.normalize(part, dim=-1) for part in teacher)
+    gradients, values = [], []
+    for ours in (True, False):
+        inputs = [
+            *(part.clone().requires_grad_() for part in student),
+            torch.tensor(g, dtype=dtype, requires_grad=True),
+        ]
+        v, t, scale = inputs
+        if ours:
+            losses = (softmax_contrastive(v, t, scale).mean(), contrastive_kd((v, t), teacher, scale, big_g).mean())
+        else:
+            loss = DistillClipLoss()
+            losses = loss(F.normalize(v, dim=-1), F.normalize(t, dim=-1), scale, big_v, big_t, torch.tensor(big_g))
+        values.append(torch.stack(list(losses)))
+        gradients.append(torch.autograd.grad(losses[0] + 2 * losses[1], inputs))
+    torch.testing.assert_close(*values, atol=1e-6, rtol=1e-6)
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
 
 def test_text_rows_are_normalised_on_their_own() -> None:

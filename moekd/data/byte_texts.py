@@ -18,34 +18,39 @@ from .tokenizers import BytesTokenizer
 class ByteTexts:
     """Texts as UTF-8 bytes, none of them cut: the context is the longest text.
 
+    The fields are those of the field kind `text`: the first text, its mask and, where things have several texts, all
+    of them.
+
     Args:
-        texts: `[M]`.
+        texts: one or more texts of each thing, the same number M for all.
 
     Attributes:
         tokenizer: byte value + 1, 0 is padding.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        data = [text.encode() for text in texts]
-        self.tokenizer = BytesTokenizer(max(len(text) for text in data), lower=False)
-        self._bytes: NDArray[np.uint8] = np.zeros((len(data), self.tokenizer.context), dtype=np.uint8)
-        self._length = np.array([len(text) for text in data])
-        for row, text in enumerate(data):
-            self._bytes[row, : len(text)] = np.frombuffer(text, dtype=np.uint8)
+    def __init__(self, texts: Sequence[Sequence[str]]) -> None:
+        longest = max(len(text.encode()) for several in texts for text in several)
+        self.tokenizer = BytesTokenizer(longest, lower=False)
+        self._ids = np.full((len(texts), len(texts[0]), longest), -1, dtype=np.int16)
+        for row, several in enumerate(texts):
+            for place, text in enumerate(several):
+                ids = self.tokenizer.encode(text)
+                self._ids[row, place, : len(ids)] = ids
 
     def specs(self, name: str) -> dict[str, FieldSpec]:
-        """Return the field, ids int64 `[context]`, and its mask, bool `[context]`."""
-        shape = (self.tokenizer.context,)
-        return {name: FieldSpec(shape, "int64", "text"), f"{name}_mask": FieldSpec(shape, "bool", "text")}
+        """Return the field, ids int64 `[context]`, its mask, bool, and the choices int64 `[M, context]` if M > 1."""
+        _, several, context = self._ids.shape
+        specs = {name: FieldSpec((context,), "int64", "text"), f"{name}_mask": FieldSpec((context,), "bool", "text")}
+        return specs | ({f"{name}_choices": FieldSpec((several, context), "int64", "text")} if several > 1 else {})
 
     def fields(self, name: str, index: Ids) -> dict[str, ArrayField]:
-        """Return the field and its mask for rows that hold the texts `index` `[N]`."""
-        specs, mask = self.specs(name), f"{name}_mask"
-        shown = np.arange(self.tokenizer.context) < self._length[:, None]
-        ids = np.where(shown, self._bytes.astype(np.int16) + 1, 0).astype(np.int16)
+        """Return the fields for rows that hold the texts of the things `index` `[N]`."""
+        first = self._ids[:, 0]
+        arrays = {name: first.clip(min=0), f"{name}_mask": first >= 0, f"{name}_choices": self._ids}
+        transforms = {f"{name}_mask": torch.from_numpy}
         return {
-            name: ArrayField(ids, specs[name], to_integers, index),
-            mask: ArrayField(shown, specs[mask], torch.from_numpy, index),
+            key: ArrayField(arrays[key], spec, transforms.get(key, to_integers), index)
+            for key, spec in self.specs(name).items()
         }
 
     def recipe(self) -> dict[str, Any]:

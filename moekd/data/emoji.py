@@ -26,7 +26,7 @@ TEXT_DIM = 384
 TRAIN_STYLES = ("twemoji", "noto", "fluent-emoji-flat", "emojione")
 UNSEEN_STYLES = ("openmoji",)
 VAL_FRACTION, TEST_FRACTION = 0.1, 0.2
-Captions = Literal["name", "keywords", "name_keywords"]
+Captions = Literal["name", "keywords", "name_keywords", "all"]
 
 
 @DATASETS.register("emoji")
@@ -49,7 +49,8 @@ class Emoji(Dataset):
         mean: per-channel mean to subtract from pixels in [0, 1]; None subtracts nothing.
         std: per-channel standard deviation to divide by; None divides by nothing.
         captions: raw text of the concept for models that read text: its name ("red apple"), its keywords, or
-            "name. keywords", of which `text` holds the vectors; None leaves the fields out.
+            "name. keywords", of which `text` holds the vectors; "all" gives the name, and all three in the field
+            `caption_choices`, of which the transform `draw_text` draws one; None leaves the fields out.
 
     Raises:
         DataError: an unknown style, a style on both sides, or damaged files.
@@ -89,7 +90,7 @@ class Emoji(Dataset):
             "text": FieldSpec((TEXT_DIM,), "float32", "text"),
         }
         self.captions = captions
-        self.texts = None if captions is None else ByteTexts([caption(c, captions) for c in self.concepts])
+        self.texts = None if captions is None else ByteTexts([texts_of(c, captions) for c in self.concepts])
         if self.texts is not None:
             self.fields |= self.texts.specs("caption") | {"concept": FieldSpec((1,), "int64", "index")}
 
@@ -192,11 +193,11 @@ class _Names:
         return f"{self.names[row]} ({self.styles[row]})"
 
 
-def caption(concept: dict[str, Any], form: Captions) -> str:
-    """Return the text of a concept."""
+def texts_of(concept: dict[str, Any], form: Captions) -> list[str]:
+    """Return the texts of a concept."""
     keywords = ", ".join(concept["keywords"])
     texts = {"name": concept["name"], "keywords": keywords, "name_keywords": f"{concept['name']}. {keywords}"}
-    return str(texts[form])
+    return list(texts.values()) if form == "all" else [texts[form]]
 
 
 def pack_folder() -> Path:

@@ -180,7 +180,8 @@ def build_network(description: Mapping[str, Any], document: Mapping[str, Any] | 
     if spec is None:
         raise ConfigError(problems)
     with torch.random.fork_rng(devices=[]):
-        return build(spec, NETWORKS, where="network", **(_data_context(document) | description.get("context", {})))
+        context = _data_context(document) | {"loading": "architecture"} | description.get("context", {})
+        return build(spec, NETWORKS, where="network", **context)  # the weights are loaded afterwards
 
 
 def _data_context(document: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from ..registry import Injected
 from .adapter import HUB, Adapter, Fields, hub_folder, library, local_weights
 from .base import NETWORKS
 from .images import ImageContract, ImageOptions, as_interpolation, image_settings
-from .texts import TextContract, Texts
+from .loading import Loading, on_meta
+from .texts import TextContract, Texts, UnknownTokens
 from .zero_shot import ZeroShotOptions
 
 CONFIG = "open_clip_config.json"
@@ -42,6 +43,7 @@ class OpenClip(Adapter):
         image: replaces parts of the model's own preparation of pictures.
         options: further options of `open_clip.create_model` (`force_quick_gelu`, say).
         class_names, fields: what the data set says about its classes and the fields in `inputs`.
+        loading: how much of the model is made.
 
     Raises:
         ConfigError: an unknown name or tag, weights that do not fit, or a field that the model can't read.
@@ -63,17 +65,24 @@ class OpenClip(Adapter):
         options: dict[str, Any] | None = None,
         class_names: Injected[list[str] | None] = None,
         fields: Injected[Fields | None] = None,
+        loading: Injected[Loading] = "weights",
     ) -> None:
         super().__init__("open_clip")
         open_clip = library("open_clip", "open_clip_torch", "network kind 'open_clip'")
         who = f"open_clip model '{model}'" if isinstance(model, str) else "this open_clip model"
-        with _source(open_clip, model, pretrained, revision) as (name, tag, file), quiet():
+        with _source(open_clip, model, pretrained, revision, loading) as (name, tag, file), quiet():
+            extra = dict(options or {}) | _without_weights(open_clip, name, tag, options, loading)
             try:
-                self.model = open_clip.create_model(
-                    name, pretrained=tag, pretrained_text=False, output_dict=False, **(options or {})
-                )
-                self.tokenizer = _tokenizer(open_clip, name, model)
-                if file is not None:
+                with on_meta(loading):
+                    self.model = open_clip.create_model(
+                        name,
+                        pretrained=tag if loading == "weights" else None,
+                        pretrained_text=False,
+                        output_dict=False,
+                        **extra,
+                    )
+                self.tokenizer = _tokenizer(open_clip, name, model, loading)
+                if file is not None and loading == "weights":
                     open_clip.load_checkpoint(self.model, str(file), strict=True)
             except (RuntimeError, ValueError, OSError, KeyError, TypeError, AssertionError) as error:
                 raise ConfigError(f"model: open_clip can't make {who}: {error}") from error
@@ -101,6 +110,8 @@ class OpenClip(Adapter):
         return [p for name, p in self.model.named_parameters() if not name.startswith("visual.")]
 
     def _text(self, field: Mapping[str, Any] | None, label: str) -> TextContract:
+        if self.tokenizer is None:
+            return UnknownTokens(self.context, label)
         inner = getattr(self.tokenizer, "tokenizer", None)
         pad = 0 if inner is None or inner.pad_token_id is None else int(inner.pad_token_id)
 
@@ -143,42 +154,51 @@ def architecture_of(
 
 @contextmanager
 def _source(
-    open_clip: Any, model: str | Mapping[str, Any], pretrained: str | None, revision: str | None
+    open_clip: Any,
+    model: str | Mapping[str, Any],
+    pretrained: str | None,
+    revision: str | None,
+    loading: Loading = "weights",
 ) -> Iterator[tuple[str, str | None, Path | None]]:
     """Yield the name that open_clip takes, the tag of its weights, and a local file of weights to load afterwards."""
     local = pretrained is not None and (pretrained.endswith(".safetensors") or Path(pretrained).expanduser().exists())
-    file = local_weights(str(pretrained), "pretrained") if local else None
+    file = local_weights(str(pretrained), "pretrained") if local and loading == "weights" else None
     if isinstance(model, str) and model.startswith(HUB):
+        if loading == "meta":
+            raise ConfigError(
+                f"model: the architecture of '{model}' is in its repository; to check it without a download, give the "
+                "architecture itself (embed_dim, vision_cfg, text_cfg) or its name in open_clip"
+            )
         folder = hub_folder(model.removeprefix(HUB), revision, ["*.json", "*.txt", "*.model", "*.safetensors"])
-        yield _folder(folder, file), None, file
+        yield _folder(folder, file or (loading != "weights")), None, file
     elif isinstance(model, str) and Path(model).expanduser().is_dir():
-        yield _folder(Path(model).expanduser(), file), None, file
+        yield _folder(Path(model).expanduser(), file or (loading != "weights")), None, file
     elif isinstance(model, str) and not model.endswith(".json"):
-        if pretrained is not None and file is None:
+        if model.replace("/", "-") not in open_clip.list_models():
+            raise ConfigError(f"model: open_clip has no '{model}'{did_you_mean(model, open_clip.list_models())}")
+        if pretrained is not None and not local:
             known = open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
             if pretrained not in known:
                 hint = did_you_mean(pretrained, known) or f"; tags: {', '.join(known) or 'none'}"
                 raise ConfigError(f"pretrained: '{pretrained}' is no tag of '{model}' and no local file{hint}")
-        if model.replace("/", "-") not in open_clip.list_models():
-            raise ConfigError(f"model: open_clip has no '{model}'{did_you_mean(model, open_clip.list_models())}")
         yield model, None if local else pretrained, file
     else:
-        if pretrained is not None and file is None:
+        if pretrained is not None and not local:
             raise ConfigError(f"pretrained: expected a local .safetensors file for this model, found '{pretrained}'")
         with tempfile.TemporaryDirectory() as temporary:
             (Path(temporary) / CONFIG).write_text(json.dumps(_architecture(model)), encoding="utf-8")
             yield f"local-dir:{temporary}", None, file
 
 
-def _folder(folder: Path, file: Path | None) -> str:
-    """Return open_clip's name of a folder.
+def _folder(folder: Path, weights: Path | bool | None) -> str:
+    """Return open_clip's name of a folder; `weights` says whether they come from elsewhere.
 
     Raises:
         ConfigError: it has no config, or no weights that are safe to load.
     """
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"model: {folder} has no {CONFIG}")
-    if file is None and not list(folder.glob("*.safetensors")):
+    if not weights and not list(folder.glob("*.safetensors")):
         raise ConfigError(
             f"model: {folder} has no .safetensors file with weights; name one under 'pretrained', or give the JSON "
             "file alone for new weights"
@@ -202,8 +222,24 @@ def _architecture(model: str | Mapping[str, Any]) -> dict[str, Any]:
     return whole if "model_cfg" in whole else {"model_cfg": whole, "preprocess_cfg": {}}
 
 
-def _tokenizer(open_clip: Any, name: str, model: str | Mapping[str, Any]) -> Any:
-    """Return the tokenizer; that of an architecture alone may be named in it, since it has no folder."""
+def _without_weights(
+    open_clip: Any, name: str, tag: str | None, options: Mapping[str, Any] | None, loading: Loading
+) -> dict[str, Any]:
+    """Return the options that leave the weights out, and keep the preparation of pictures that belongs to their tag."""
+    if loading == "weights":
+        return {}
+    said = (open_clip.get_pretrained_cfg(name.replace("/", "-"), tag) or {}) if tag is not None else {}
+    prepared = {key: said[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in said}
+    prepared |= dict((options or {}).get("force_preprocess_cfg") or {})
+    extra: dict[str, Any] = {"load_weights": False, "force_preprocess_cfg": prepared}
+    return extra | ({"device": "meta"} if loading == "meta" else {})
+
+
+def _tokenizer(open_clip: Any, name: str, model: str | Mapping[str, Any], loading: Loading = "weights") -> Any:
+    """Return the tokenizer; that of an architecture alone may be named in it, since it has no folder. None: its files
+    would have to be downloaded, for a model that is a description alone."""
+    if loading == "meta" and (open_clip.get_model_config(name) or {}).get("text_cfg", {}).get("hf_tokenizer_name"):
+        return None
     if not name.startswith("local-dir:") or (isinstance(model, str) and not model.endswith(".json")):
         return open_clip.get_tokenizer(name)
     text = _architecture(model)["model_cfg"]["text_cfg"]
@@ -238,10 +274,13 @@ def _known(preprocess: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep open_clip, which logs to the root logger, from setting up a handler there."""
+    """Keep open_clip, which tells the root logger of every step, from filling the log or setting up a handler."""
     root, handler = logging.getLogger(), logging.NullHandler()
+    level = root.level
     root.addHandler(handler)
+    root.setLevel(max(level, logging.ERROR))
     try:
         yield
     finally:
+        root.setLevel(level)
         root.removeHandler(handler)

@@ -139,6 +139,27 @@ class TextContract:
         return ids, mask
 
 
+class UnknownTokens(TextContract):
+    """Stands in for a tokenizer whose files are not there, for models that are a description alone: every text becomes
+    as many padding tokens as fit.
+
+    Args:
+        context: longest text in tokens.
+        label: how messages call the input.
+    """
+
+    def __init__(self, context: int, label: str = "text") -> None:
+        super().__init__(self._blank, context, 0, True, None, label)
+
+    def __call__(self, value: Tensor | Texts, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Return ids `[B, context]` of zeros, and a mask that is True everywhere."""
+        return self._blank([""] * len(value))
+
+    def _blank(self, texts: Texts) -> tuple[Tensor, Tensor]:
+        ids = torch.zeros(len(texts), self.context, dtype=torch.int64)
+        return ids, torch.ones_like(ids, dtype=torch.bool)
+
+
 def _decode(ids: Tensor) -> list[str]:
     """Return the texts of byte ids (a byte is its value + 1, 0 is padding); a character cut in half is dropped."""
     return [bytes(i - 1 for i in row if i > 0).decode("utf-8", errors="ignore") for row in ids.cpu().tolist()]

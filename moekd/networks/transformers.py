@@ -18,9 +18,17 @@ from ..registry import Injected
 from .adapter import Adapter, Classifier, Fields
 from .base import NETWORKS
 from .images import ImageContract, ImageOptions
+from .loading import Loading, on_meta
 from .sounds import SoundContract
-from .texts import TextContract
-from .transformers_files import folder_of, hugging_face, load_model, pictures, sentence_pooling, texts_of
+from .texts import TextContract, UnknownTokens
+from .transformers_architecture import (
+    check_architecture,
+    extractor_of,
+    folder_for,
+    from_config,
+    picture_guess,
+)
+from .transformers_files import PADDED_TEXTS, load_model, pictures, sentence_pooling, texts_of
 from .zero_shot import ZeroShotOptions, eval_mode
 
 Pool = Literal["auto", "cls", "mean", "pooler"]
@@ -53,7 +61,10 @@ class Transformers(Adapter):
         zero_shot: classify by the names of the classes.
         image: replaces parts of the model's own preparation of pictures.
         tokenizer: folder of the tokenizer, for a model that is made of a config.
+        architecture: config of the model (`model_type` and the options that differ from its defaults). With a folder or
+            a name it has to be what the files say, and a dry run of a model that is not here can do with it.
         class_names, fields: what the data set says about its classes and the fields in `inputs`.
+        loading: how much of the model is made.
 
     Raises:
         ConfigError: files that are missing or don't fit, or a field that the model can't read.
@@ -73,18 +84,23 @@ class Transformers(Adapter):
         zero_shot: ZeroShotOptions | None = None,
         image: ImageOptions | None = None,
         tokenizer: str | None = None,
+        architecture: dict[str, Any] | None = None,
         class_names: Injected[list[str] | None] = None,
         fields: Injected[Fields | None] = None,
+        loading: Injected[Loading] = "weights",
     ) -> None:
         super().__init__("transformers")
         self.who = f"'{model}'" if isinstance(model, str) else f"this {model.get('model_type')}"
-        self.folder = folder_of(model, revision) if isinstance(model, str) else None
+        self.described = loading == "meta"
+        self.folder = folder_for(model, revision, architecture, loading)
         self.token_folder = Path(tokenizer).expanduser() if tokenizer is not None else self.folder
-        self.model = self._load(model)
+        self.model = self._load(model if architecture is None else architecture, loading)
+        if architecture is not None:
+            check_architecture(self.model.config, architecture, self.who)
         self.modalities = _modalities(self.model, self.who)
         self.dual = len(self.modalities) == 2
         if classifier == "own":
-            self._load_own(model)
+            self._load_own(loading)
         self.logits_only = classifier == "own"
         self.masked, self.image = True, image
         self.fallback = "cls" if "image" in self.modalities else "mean"
@@ -105,7 +121,10 @@ class Transformers(Adapter):
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the embedding `[B, D]` of texts."""
-        given = {"input_ids": ids} | ({"attention_mask": mask.long()} if self.masked else {})
+        allowed = mask.long()
+        if ids.is_meta:  # the library would look at the numbers of a mask of two axes
+            allowed = mask[:, None, None].expand(-1, 1, ids.shape[1], -1)
+        given = {"input_ids": ids} | ({"attention_mask": allowed} if self.masked else {})
         if self.dual:
             return _vector(self.model.get_text_features(**given))
         return self._encode(given, mask)
@@ -149,17 +168,23 @@ class Transformers(Adapter):
         height, width = given["pixel_values"].shape[2:]
         return min(tokens.shape[1], (height // side) * (width // side))
 
-    def _load(self, model: str | dict[str, Any]) -> Any:
-        if self.folder is not None:
+    def _load(self, model: str | dict[str, Any], loading: Loading) -> Any:
+        if self.folder is not None and loading == "weights":
             whole: Any = load_model("AutoModel", self.folder, self.who)
         else:
-            whole = _from_config(model)
+            with on_meta(loading):
+                whole = from_config("AutoModel", model if self.folder is None else self.folder)
         return whole.get_encoder() if whole.config.is_encoder_decoder else whole
 
-    def _load_own(self, model: str | dict[str, Any]) -> None:
+    def _load_own(self, loading: Loading) -> None:
         if self.dual or self.folder is None:
             raise ConfigError("classifier: 'own' needs the checkpoint of an encoder that classifies; use 'new'")
-        self.model = load_model(AUTO_CLASSIFIERS[self.modalities[0]], self.folder, self.who)
+        auto = AUTO_CLASSIFIERS[self.modalities[0]]
+        if loading == "weights":
+            self.model = load_model(auto, self.folder, self.who)
+            return
+        with on_meta(loading):
+            self.model = from_config(auto, self.folder)
 
     def _new_classifier(self, num_classes: int) -> nn.Module:
         if num_classes < 1:
@@ -174,12 +199,12 @@ class Transformers(Adapter):
         """Return the embedding of an empty picture, text or sound, to learn its width."""
         name, modality = next(iter(self.readers.items()))
         if modality == "text":
-            return self.encode_text(*self.texts[name](["a"]))
+            return self.embed(name, ["a"])
         reader = self.reader(name)
         if isinstance(reader, SoundContract):
-            return self.encode(modality, reader(torch.zeros(1, min(reader.rate, reader.limit or reader.rate))))
+            return self.embed(name, torch.zeros(1, min(reader.rate, reader.limit or reader.rate)))
         assert isinstance(reader, ImageContract)
-        return self.encode(modality, torch.zeros(1, 3, *reader.settings.size))
+        return self.encode(modality, self._place(torch.zeros(1, 3, *reader.settings.size)))
 
     def _pooling(self, pool: Pool) -> str:
         """Return how tokens are pooled; `auto` is left for models that may give a pooled vector of their own."""
@@ -190,31 +215,17 @@ class Transformers(Adapter):
     def _reader(self, field: Mapping[str, Any] | None, label: str) -> nn.Module:
         modality = "audio" if "audio" in self.modalities else "image"
         if modality == "image":
-            return ImageContract(pictures(self.folder, self.image, self.who), field, label)
-        if self.folder is None:
-            raise ConfigError(f"model: {self.who} is made of a config, which does not say what it hears; give a folder")
-        extractor = hugging_face().AutoFeatureExtractor.from_pretrained(self.folder, local_files_only=True)
-        return SoundContract(extractor, field, label)
+            guess = picture_guess(self.model.config) if self.described and self.folder is None else {}
+            return ImageContract(pictures(self.folder, self.image, self.who, guess), field, label)
+        return SoundContract(extractor_of(self.folder, self.model.config, self.who), field, label)
 
     def _text(self, field: Mapping[str, Any] | None, label: str) -> TextContract:
+        if self.described and self.token_folder is None:
+            inner = getattr(self.model.config, "text_config", self.model.config)
+            self.masked = inner.model_type not in PADDED_TEXTS
+            return UnknownTokens(int(inner.max_position_embeddings) - 2, label)
         contract, self.masked = texts_of(self.token_folder, self.model.config, field, label, self.who)
         return contract
-
-
-def _from_config(model: str | dict[str, Any]) -> nn.Module:
-    """Return a model with new weights.
-
-    Raises:
-        ConfigError: an unknown model type or option.
-    """
-    if not isinstance(model, dict) or "model_type" not in model:
-        raise ConfigError("model: the config of a model needs 'model_type'")
-    try:
-        config = hugging_face().AutoConfig.for_model(**model)
-        network: nn.Module = hugging_face().AutoModel.from_config(config, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"model: transformers can't make {model['model_type']!r}: {error}") from error
-    return network
 
 
 def _modalities(model: nn.Module, who: str) -> tuple[str, ...]:

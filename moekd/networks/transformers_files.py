@@ -70,13 +70,15 @@ def _load(auto: str, folder: Path, who: str, **options: Any) -> tuple[nn.Module,
     return model, set(info["missing_keys"])
 
 
-def pictures(folder: Path | None, options: ImageOptions | None, who: str) -> ImageSettings:
-    """Return how a model's pictures are prepared, from its image processor.
+def pictures(
+    folder: Path | None, options: ImageOptions | None, who: str, guess: Mapping[str, Any] | None = None
+) -> ImageSettings:
+    """Return how a model's pictures are prepared, from its image processor, or from `guess` where there are no files.
 
     Raises:
         ConfigError: the processor does something that can't be done here, or there is none and `options` lack a part.
     """
-    known: dict[str, Any] = {}
+    known: dict[str, Any] = dict(guess or {})
     if folder is not None and (folder / "preprocessor_config.json").is_file():
         known = _processor_settings(
             hugging_face().AutoImageProcessor.from_pretrained(folder, local_files_only=True), who

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from .data import Split, make_loader
+from .data import Split
 from .data.subset import Rows
 from .errors import DataError, MoekdError
 from .evaluation import Collector, Embedded, evaluate_signals, linear_map_r2
@@ -25,8 +25,8 @@ from .evaluation.embedding_metrics import (
     text_class_vectors,
 )
 from .model import Model
-from .program import Program
 from .signals import Signals
+from .stages import RunData
 
 Value = TypeVar("Value")
 
@@ -35,24 +35,20 @@ class EmbeddingMeasure:
     """Measures the models of a run by their embeddings.
 
     Args:
-        program: data and settings.
+        data: splits.
         accelerator: device and processes.
+        settings: what is measured.
         teachers: frozen models that give embeddings, by name.
     """
 
-    def __init__(self, program: Program, accelerator: Accelerator, teachers: Mapping[str, Model]) -> None:
-        assert program.data.embeddings is not None
-        self.program, self.accelerator, self.teachers = program, accelerator, dict(teachers)
-        self.settings: EmbeddingSettings = program.data.embeddings
+    def __init__(
+        self, data: RunData, accelerator: Accelerator, settings: EmbeddingSettings, teachers: Mapping[str, Model]
+    ) -> None:
+        self.data, self.accelerator, self.settings, self.teachers = data, accelerator, settings, dict(teachers)
         self.labelled, self.fit = self._training_rows()
         self.probes: dict[str, Probes | None] = {}
         self.vectors: dict[str, Tensor | None] = {}
         self.fitted: dict[str, Embedded] = {}
-
-    def collector(self, model: Model, split: str) -> Collector:
-        """Return what gathers a model's embeddings on a split."""
-        data = self.program.data
-        return Collector(model.inputs, self.settings.fields, self.settings.same, data.kept_ids(split))
 
     def prepare(self, name: str, model: Model) -> None:
         """Embed training rows with a model, fit its probes and name its classes; every process has to call this."""
@@ -108,23 +104,16 @@ class EmbeddingMeasure:
     def _embed(self, name: str, model: Model, split: Split) -> Embedded:
         model.to(self.accelerator.device).eval()
         collector = Collector(model.inputs, self.settings.fields, self.settings.same)
-        data, accelerator = self.program.data, self.accelerator
-        loader = make_loader(
-            split,
-            max(data.eval_batch_size, accelerator.num_processes),
-            shuffle=False,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            num_workers=data.num_workers,
-        )
-        evaluate_signals(lambda b: _without_logits(model, b), loader, data.num_classes, accelerator.device, collector)
+        accelerator, classes = self.accelerator, self.data.num_classes
+        loader = self.data.eval_loader(split, accelerator.process_index, accelerator.num_processes)
+        evaluate_signals(lambda b: _without_logits(model, b), loader, classes, accelerator.device, collector)
         embedded = collector.result(accelerator.device)
         embedded.check_finite(f"'{name}' on the training split")
         return embedded
 
     def _training_rows(self) -> tuple[Split | None, Split]:
         """Return the labelled training rows to fit probes on (None: the others have labels), and training rows."""
-        splits, most = self.program.data.splits, self.settings.train_rows
+        splits, most = self.data.splits, self.settings.train_rows
         train, labelled = splits["train"], splits.get("labelled", splits["train"])
         alike = labelled is train or len(labelled) == len(train)
         return None if alike else evenly(labelled, most), evenly(train, most)

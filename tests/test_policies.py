@@ -51,6 +51,8 @@ LAYERS = {
     "moekd.program": 8,
     "moekd.measure": 8,
     "moekd.measure_embeddings": 8,
+    "moekd.measure_models": 8,
+    "moekd.examples": 8,
     "moekd.run_state": 8,
     "moekd.take_over": 8,
     "moekd.trainer": 9,

@@ -58,6 +58,17 @@ class RunData:
             raise DataError(f"the data set has no split '{name}'{hint}")
         return self.splits[name]
 
+    def eval_loader(self, split: str | Split, rank: int = 0, world: int = 1) -> DataLoader[Any]:
+        """Return one process's share of a split, in order."""
+        return make_loader(
+            self.split(split) if isinstance(split, str) else split,
+            max(self.eval_batch_size, world),
+            shuffle=False,
+            rank=rank,
+            world=world,
+            num_workers=self.num_workers,
+        )
+
     def kept_ids(self, name: str) -> list[int] | None:
         """Return the ids of the rows of a split whose embeddings are measured, evenly spaced; None: all."""
         ids, most = self.split(name).ids, self.embeddings.max_rows if self.embeddings is not None else None
@@ -121,12 +132,4 @@ class StageContext:
 
     def eval_loader(self, split: str) -> DataLoader[Any]:
         """Return this process's share of a split, in order."""
-        chosen = self.data.split(split)
-        return make_loader(
-            chosen,
-            max(self.data.eval_batch_size, self.accelerator.num_processes),
-            shuffle=False,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-            num_workers=self.data.num_workers,
-        )
+        return self.data.eval_loader(split, self.accelerator.process_index, self.accelerator.num_processes)

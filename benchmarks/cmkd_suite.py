@@ -173,14 +173,16 @@ class Method:
     follows: str | None = None
 
 
-def load_suite(path: Path | str | None = None) -> SuiteConfig:
-    """Read the shipped suite, or a file, which may extend it (`extends: suites/_cmkd.yaml`) by cells and methods.
+def load_suite(file: Path | str | None = None) -> SuiteConfig:
+    """Read the shipped suite; a file adds cells, methods and recipes to it, or changes what is there.
 
     Raises:
         ConfigError: every mistake of the file.
     """
-    file = Path(str(files(SHIPPED) / SUITE)) if path is None else Path(path)
-    raw, source = load_config(str(file))
+    raw, source = load_config(str(files(SHIPPED) / SUITE))
+    if file is not None:
+        changes, source = load_config(str(file))
+        raw = merge(raw, changes)
     return parse_section(SuiteConfig, raw, source)
 
 

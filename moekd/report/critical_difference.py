@@ -102,7 +102,7 @@ def nemenyi_distance(methods: int, blocks: int, level: float = LEVEL) -> float:
 
 
 def wilcoxon_p(scores_NK: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return p-values of the signed-rank tests of all pairs after Holm's correction, `[K, K]`; 1 where all are equal."""
+    """Return p-values of the signed-rank tests of all pairs after Holm's correction, `[K, K]`; 1 for equal methods."""
     from scipy.stats import wilcoxon
 
     methods = scores_NK.shape[1]

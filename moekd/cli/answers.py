@@ -19,6 +19,7 @@ def answer(
     *,
     labels: Sequence[str] | None,
     templates: Sequence[str] | None,
+    label_vectors: Path | None,
     texts: Sequence[str],
     top: int,
     output: Path | None,
@@ -33,7 +34,7 @@ def answer(
         MoekdError: files or a student that can't be used.
     """
     _check(images, labels, templates, texts, output, as_json)
-    predictor = Predictor(run, device)
+    predictor = Predictor(run, device, label_vectors)
     if output is not None or not images:
         found = embed(predictor, images, texts, batch_size)
         yield json.dumps(found.plain()) if output is None else f"embeddings: {found.write(output)}"

@@ -45,6 +45,10 @@ def predict(
         list[str] | None,
         typer.Option(metavar="TEXT", help='Prompt for labels, "a photo of a {}."; may be repeated.'),
     ] = None,
+    label_vectors: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Labels with vectors of a text encoder, for students without a text tower."),
+    ] = None,
     text: Annotated[
         list[str] | None, typer.Option(help="Rank the pictures by how well they fit this text; may be repeated.")
     ] = None,
@@ -68,6 +72,7 @@ def predict(
         [*(inputs or ()), *(image or ())],
         labels=labels,
         templates=templates,
+        label_vectors=label_vectors,
         texts=text or (),
         top=top,
         output=output,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,10 @@ def serve(
     run: RunArgument,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    label_vectors: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Labels with vectors of a text encoder, for students without a text tower."),
+    ] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Inputs that go through the student at a time.")] = 32,
     max_wait_ms: Annotated[
         float, typer.Option(min=0, help="Longest time that an input waits for others while the student is idle.")
@@ -38,4 +43,4 @@ def serve(
         timeout=timeout,
         device=device,
     )
-    run_serve(run, settings, host, port, workers, threads)
+    run_serve(run, settings, host, port, workers, threads, label_vectors)

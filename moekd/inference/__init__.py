@@ -1,6 +1,7 @@
 """What an exported student says about pictures and texts of one's own."""
 
 from .files import picture_files, read_input
+from .label_vectors import read_label_vectors
 from .labels import Labels, clean_labels, clean_templates
 from .predict import Embeddings, Match, Prediction, embed, predict, search
 from .predictor import Predictor, Seen
@@ -18,5 +19,6 @@ __all__ = [
     "picture_files",
     "predict",
     "read_input",
+    "read_label_vectors",
     "search",
 ]

@@ -19,6 +19,7 @@ from ..errors import ConfigError, DataError, ModelError, did_you_mean
 from ..evaluation.zero_shot import TEMPLATES, class_vectors
 from ..export import load_student, read_student
 from . import towers
+from .label_vectors import read_label_vectors
 from .labels import Labels, clean_labels, clean_templates
 
 #: Factor of cosines for a student without a scale of its own; that of CLIP (arXiv 2103.00020, section 2.5).
@@ -54,6 +55,8 @@ class Predictor:
     Args:
         run: run folder or exported student.
         device: "cpu", "cuda", "cuda:1", "mps".
+        label_vectors: file with labels and their vectors, made by the text encoder whose space the student learned;
+            they replace the student's own classes. See `read_label_vectors`.
 
     Attributes:
         title: of the run.
@@ -66,7 +69,7 @@ class Predictor:
         ConfigError: a device that is not here.
     """
 
-    def __init__(self, run: Path | str, device: str = "cpu") -> None:
+    def __init__(self, run: Path | str, device: str = "cpu", label_vectors: Path | str | None = None) -> None:
         _, self.document = read_student(Path(run))
         self.device = known_device(device)
         self.network = load_student(Path(run)).to(self.device)
@@ -85,7 +88,11 @@ class Predictor:
         self.field: dict[str, Any] = fields[self.name]
         self._see = towers.seer(self.network, self.name, self.field["modality"], self.alone)
         self._read = towers.text_reader(self.network)
-        self._scale, self._bias = towers.scale_and_bias(self.network)
+        scale, self._bias = towers.scale_and_bias(self.network)
+        self._scale = SCALE if scale is None else scale
+        self._given: Tensor | None = None
+        if label_vectors is not None:
+            self.class_names, self._given = self._mapped(*read_label_vectors(label_vectors))
 
     @property
     def reads_texts(self) -> bool:
@@ -118,10 +125,11 @@ class Predictor:
         with torch.inference_mode():
             said = self._see(batch.to(self.device))
         embeddings = said.embeddings.get(self.field["modality"])
-        return Seen(
+        seen = Seen(
             None if said.logits is None else said.logits.float().cpu(),
             None if embeddings is None else embeddings.float().cpu(),
         )
+        return seen if self._given is None else Seen(self._logits(seen, self._given), seen.embeddings)
 
     def read(self, texts: Sequence[str]) -> Tensor:
         """Return the embeddings `[T, D]` of texts, on the CPU.
@@ -175,16 +183,27 @@ class Predictor:
             ModelError: the student gives no logits.
         """
         if vectors_CD is not None:
-            scale = SCALE if self._scale is None else self._scale
-            return (scale * cosines(seen, vectors_CD) + (self._bias or 0.0)).softmax(dim=1)
+            return self._logits(seen, vectors_CD).softmax(dim=1)
         if seen.logits is None:
             raise ModelError(
-                "the student gives no logits: it has neither a classifier nor a text tower; ask for embeddings"
+                "the student gives no logits: it has neither a classifier nor a text tower; ask for embeddings, or "
+                "give vectors of labels that its text encoder made"
             )
         if labels is None:
             return seen.logits.softmax(dim=1)
         columns = [self.class_names.index(name) for name in labels.names]
         return seen.logits[:, columns].softmax(dim=1)
+
+    def _logits(self, seen: Seen, vectors_CD: Tensor) -> Tensor:
+        return self._scale * cosines(seen, vectors_CD) + (self._bias or 0.0)
+
+    def _mapped(self, names: list[str], vectors_CD: Tensor) -> tuple[list[str], Tensor]:
+        """Bring label vectors into the student's space, and make sure that they can be compared with what it sees."""
+        with torch.inference_mode():
+            mapped_CD = towers.map_vectors(self.network, vectors_CD.to(self.device)).float().cpu()
+        cosines(self._blank, mapped_CD)
+        del self._blank  # it was looked at without labels
+        return names, mapped_CD
 
     def _known(self, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:

@@ -54,6 +54,18 @@ def text_reader(network: nn.Module) -> ReadTexts | None:
     return network.embed_texts  # type: ignore[return-value]
 
 
+def map_vectors(network: nn.Module, vectors_TD: Tensor) -> Tensor:
+    """Return vectors that a text encoder made elsewhere in the student's own space `[T, D]`.
+
+    A student that was trained with such vectors may have a layer for them; for others they stay as they are.
+    """
+    names = [name for name, modality in getattr(network, "readers", {}).items() if modality == "text"]
+    reader = network.reader(names[0]) if names and isinstance(network, Adapter) else None
+    if reader is None or not isinstance(network, Adapter):
+        return vectors_TD
+    return network.encode("text", network._cast(reader(vectors_TD)))
+
+
 def scale_and_bias(network: nn.Module) -> tuple[float | None, float | None]:
     """Return the factor and the bias with which cosines become logits, where the student has them."""
     found = network.scale_and_bias() if isinstance(network, Adapter) else (None, None)

@@ -36,6 +36,7 @@ def serve(
     port: int = 8000,
     workers: int = 1,
     threads: int | None = None,
+    label_vectors: Path | None = None,
 ) -> None:
     """Serve the student of a run until SIGTERM or SIGINT; requests that have begun are answered first.
 
@@ -46,6 +47,7 @@ def serve(
         port: 0 takes a free one.
         workers: processes, each with a student of its own.
         threads: of PyTorch in each process; None leaves the default.
+        label_vectors: labels in place of the student's classes; see `Predictor`.
 
     Raises:
         MissingDependencyError: the extra `serve` is not installed.
@@ -72,18 +74,25 @@ def serve(
     with listening(host, port) as listener, _quiet_end():
         place = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         if workers == 1:
-            app = make_app(run, limits, threads)
+            app = make_app(run, limits, threads, label_vectors)
             logger.info("%s on %s (Ctrl+C stops)", title, place)
             uvicorn.Server(uvicorn.Config(app, **options)).run(sockets=[listener])
             return
-        about = {"run": str(run), "settings": asdict(limits), "threads": threads}
+        about = {
+            "run": str(run),
+            "settings": asdict(limits),
+            "threads": threads,
+            "label_vectors": None if label_vectors is None else str(label_vectors),
+        }
         os.environ[VARIABLE] = json.dumps(about)
         logger.info("%s on %s in %d processes (Ctrl+C stops)", title, place, workers)
         app_name = f"{__name__}:{worker_app.__name__}"
         uvicorn.run(app_name, factory=True, workers=workers, fd=listener.fileno(), **options)
 
 
-def make_app(run: Path | str, settings: Settings, threads: int | None = None) -> Any:
+def make_app(
+    run: Path | str, settings: Settings, threads: int | None = None, label_vectors: Path | str | None = None
+) -> Any:
     """Load a student and return its ASGI application.
 
     Raises:
@@ -96,13 +105,13 @@ def make_app(run: Path | str, settings: Settings, threads: int | None = None) ->
         torch.set_num_threads(threads)
     folder, _ = read_student(Path(run))
     card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
-    return create_app(Predictor(run, settings.device), settings, card)
+    return create_app(Predictor(run, settings.device, label_vectors), settings, card)
 
 
 def worker_app() -> Any:
     """Return the application of one of several processes."""
     about = json.loads(os.environ[VARIABLE])
-    return make_app(about["run"], Settings(**about["settings"]), about["threads"])
+    return make_app(about["run"], Settings(**about["settings"]), about["threads"], about["label_vectors"])
 
 
 def _title(run: Path | str) -> str:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import moekd
 from moekd.errors import ConfigError, DataError, ModelError
 from moekd.export import load_student
-from moekd.inference import Predictor, embed, predict, read_input, search
+from moekd.inference import Embeddings, Predictor, embed, predict, read_input, search
 
 from .students import CAPTION, IMAGE, NAMES, TOWER, VECTOR, pictures, two_towers, write
 
@@ -169,6 +169,53 @@ def test_a_student_with_frozen_text_vectors(tmp_path: Path, gallery: list[Path])
         assert dict(one.classes) == pytest.approx(dict(zip(NAMES, row.tolist(), strict=True)), abs=1e-6)
     with pytest.raises(ConfigError, match="no text tower"):
         predict(classifies, gallery, labels=["apple"])
+
+
+def test_labels_as_vectors_of_another_text_encoder(tmp_path: Path, gallery: list[Path]) -> None:
+    """The file has what `Embeddings.write` wrote; a student with a layer for text vectors maps them first."""
+    inputs = {"image": IMAGE, "text": VECTOR}
+    vectors = torch.randn(3, 12)
+    file = Embeddings([], ["red", "ein Apfel", "🙂"], None, vectors).write(tmp_path / "labels.safetensors")
+    for options in ({"tower": TOWER, "text": "vectors"}, {"tower": TOWER, "text": "vectors", "width": 5}):
+        folder = write(tmp_path / str(len(options)), "two_tower", options, inputs)
+        network: Any = load_student(folder)
+        batch = torch.stack([read_input(path, IMAGE) for path in gallery])
+        with torch.no_grad():
+            said = network(batch, vectors[:1].expand(7, -1))
+            mapped = network.encode("text", vectors)
+        cosines = F.normalize(said["embeddings"]["image"], dim=1) @ F.normalize(mapped, dim=1).T
+        expected = (said["logit_scale"][:, None] * cosines).softmax(dim=1)
+        predictor = Predictor(folder, label_vectors=file)
+        assert predictor.classifies
+        for row, one in zip(expected, predict(predictor, gallery), strict=True):
+            named = dict(zip(["red", "ein Apfel", "🙂"], row.tolist(), strict=True))
+            assert dict(one.classes) == pytest.approx(named, abs=1e-6)
+        assert {name for name, _ in predict(predictor, gallery, labels=["red", "🙂"])[0].classes} == {"red", "🙂"}
+        with pytest.raises(ConfigError, match="its 3 own classes only, found 'cat'"):
+            predict(predictor, gallery, labels=["cat"])
+
+
+def test_label_vectors_that_can_not_be_used(classifier: Path, reader: Path, tmp_path: Path) -> None:
+    good = Embeddings([], ["a", "b"], None, torch.randn(2, 8))
+    with pytest.raises(ModelError, match="logits alone"):
+        Predictor(classifier, label_vectors=good.write(tmp_path / "good.safetensors"))
+    assert Predictor(reader, label_vectors=tmp_path / "good.safetensors").class_names == ["a", "b"]
+    wide = Embeddings([], ["a"], None, torch.randn(1, 9)).write(tmp_path / "wide.safetensors")
+    with pytest.raises(ModelError, match="width 8, its texts of width 9"):
+        Predictor(reader, label_vectors=wide)
+    twice = Embeddings([], ["a", "a"], None, torch.randn(2, 8)).write(tmp_path / "twice.safetensors")
+    other = Embeddings(["x"], [], torch.randn(1, 8), None).write(tmp_path / "other.safetensors")
+    broken = Embeddings([], ["a"], None, torch.full((1, 8), torch.nan)).write(tmp_path / "nan.safetensors")
+    (tmp_path / "text.safetensors").write_text("hello")
+    for file, part in (
+        (tmp_path / "absent.safetensors", "no file"),
+        (tmp_path / "text.safetensors", "expected a .safetensors file with a tensor 'text'"),
+        (other, "expected a .safetensors file with a tensor 'text'"),
+        (twice, "expected different labels"),
+        (broken, "NaN or infinite"),
+    ):
+        with pytest.raises(DataError, match=part):
+            Predictor(reader, label_vectors=file)
 
 
 def test_questions_that_can_not_be_answered(reader: Path, gallery: list[Path], tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ class ModelConfig(Section):
         taps: paths of the modules whose outputs are features, such as "fc1" or "visual.blocks.5".
         weights: file with its trained weights.
         dtype: type of its weights and activations.
+        licence: under which its weights are given away, as the model card tells it ("apache-2.0").
     """
 
     spec: Annotated[Spec, Inline("networks")]
@@ -114,6 +115,7 @@ class ModelConfig(Section):
     taps: list[Annotated[str, MinLen(1), Means("the path of a module")]] = []
     weights: WeightsFile | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    licence: str | None = None
 
 
 class MasksConfig(Section):

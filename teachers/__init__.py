@@ -1,5 +1,6 @@
 """Teachers, their masked variants and the pool that runs them."""
 
+from .manifest import check_same, describe_teachers, differences
 from .masks import MASKS, FeatureAttentionMask, Mask
 from .normalize import Normalisation, TargetNorm
 from .pool import Stacking, TeacherPool, Variant
@@ -15,4 +16,7 @@ __all__ = [
     "Teacher",
     "TeacherPool",
     "Variant",
+    "check_same",
+    "describe_teachers",
+    "differences",
 ]

@@ -220,6 +220,14 @@ class Adapter(nn.Module):
         """Return the factor and the bias of a contrastive model's cosines, scalars."""
         return None, None
 
+    def contract(self) -> dict[str, dict[str, Any]]:
+        """Return in plain values how each input is prepared, by field."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, modality in self.readers.items():
+            reader: Any = self.texts[name] if name in self.texts else self.reader(name)
+            found[name] = {"modality": modality} | (reader.contract() if hasattr(reader, "contract") else {})
+        return found
+
     def check_inputs(self, *inputs: Tensor) -> None:
         """Refuse values that can't be what the data set says; called once, on a sample.
 

@@ -161,6 +161,13 @@ class ImageContract(nn.Module):
                 "normalises, or give pictures in [0, 1]"
             )
 
+    def contract(self) -> dict[str, Any]:
+        """Return in plain values how pictures are prepared."""
+        settings = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.settings).items()
+        }
+        return settings | {"undo_mean": _listed(self.undo_mean), "undo_std": _listed(self.undo_std)}
+
     def _resize(self, x: Tensor) -> Tensor:
         height, width = _scaled(tuple(x.shape[2:]), self.settings)
         if (height, width) == tuple(x.shape[2:]):
@@ -174,6 +181,10 @@ class ImageContract(nn.Module):
     def extra_repr(self) -> str:
         """Say everything that changes the output, since fingerprints read it."""
         return f"{self.settings}, undo_mean={self.undo_mean}, undo_std={self.undo_std}"
+
+
+def _listed(values: Sequence[float] | None) -> list[float] | None:
+    return None if values is None else list(values)
 
 
 def _scaled(size: tuple[int, ...], settings: ImageSettings) -> tuple[int, int]:

@@ -72,6 +72,10 @@ class SoundContract(nn.Module):
             for name, value in ((name, torch.as_tensor(value)) for name, value in features.items())
         }
 
+    def contract(self) -> dict[str, Any]:
+        """Return in plain values how waves are prepared."""
+        return {"extractor": type(self.extractor).__name__, "sampling_rate": self.rate, "longest": self.limit}
+
     def extra_repr(self) -> str:
         """Say everything that changes the output, since fingerprints read it."""
         return f"{type(self.extractor).__name__} {sorted(self.extractor.to_dict().items())}"

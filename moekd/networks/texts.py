@@ -8,6 +8,7 @@ Shapes: B batch, N tokens of the data set, L tokens of the model.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor
 from ..errors import ConfigError, ModelError
 
 Texts = Sequence[str]
+#: Texts that tell tokenizers apart.
+PROBE = ("Green apple", "a photo of two dogs.", "na\u00efve caf\u00e9, 42%")
 Encode = Callable[[Texts], tuple[Tensor, Tensor]]
 
 
@@ -74,6 +77,12 @@ class TextContract:
     def identity(self) -> str:
         """Return what the ids depend on, for fingerprints."""
         return f"context={self.context}, pad_id={self.pad_id}, fixed={self.fixed}, source={self.source}"
+
+    def contract(self) -> dict[str, Any]:
+        """Return in plain values how texts are prepared; `tokens` tells tokenizers apart by what they make of texts."""
+        ids, _ = self.encode(PROBE)
+        digest = hashlib.sha256(repr(ids.tolist()).encode()).hexdigest()
+        return {"context": self.context, "pad_id": self.pad_id, "fixed": self.fixed, "tokens": digest}
 
     def _check(self, field: Mapping[str, Any]) -> Mapping[str, Any]:
         source = field.get("tokenizer")

@@ -47,8 +47,9 @@ class Shard:
         for _ in range(_TRIES):
             try:
                 return self.path().open("rb")
-            except FileNotFoundError:
-                continue
+            except FileNotFoundError as error:
+                if isinstance(self, LocalShard):
+                    raise DataError(f"{self.name} does not exist any more") from error
             except OSError as error:
                 raise DataError(f"{self.name} can't be read: {error.strerror or error}") from error
         raise DataError(f"{self.name} is gone as soon as it is there: is the cache too small ('cache_gb')?")

@@ -32,14 +32,27 @@ class TarIndex:
     Attributes:
         columns: names of the columns, sorted.
         rows: number of samples R.
-        spans: first byte and size of each value, int64 `[R, columns, 2]`; size -1: the sample has no such member.
         digest: sha256 over names, sizes and times of all members.
+        stamp: the version of the tar file.
+        place: file of the spans.
     """
 
     columns: list[str]
     rows: int
-    spans: NDArray[np.int64]
     digest: str
+    stamp: dict[str, Any] | None
+    place: Path
+
+    def spans(self) -> NDArray[np.int64]:
+        """Read first byte and size of each value, int64 `[R, columns, 2]`; size -1: the sample has no such member.
+
+        Raises:
+            DataError: the file was deleted or changed since the index was opened.
+        """
+        spans = _read_spans(self.place, self.rows, len(self.columns))
+        if spans is None:
+            raise DataError(f"{self.place} is gone or damaged: start the run anew, which makes it again")
+        return spans
 
 
 def open_index(shard: Shard, largest: int) -> TarIndex:
@@ -54,20 +67,16 @@ def open_index(shard: Shard, largest: int) -> TarIndex:
     """
     kept = shard.note("index")
     place = shard.notes.with_name(f"{shard.notes.name}.index.npy")
-    if kept is not None and kept.get("version") == VERSION and kept.get("largest", 0) <= largest:
-        spans = _kept_spans(place, kept)
-        if spans is not None:
-            return TarIndex(kept["columns"], kept["rows"], spans, kept["digest"])
+    fits = kept is not None and kept.get("version") == VERSION and kept.get("largest", 0) <= largest
+    if fits and _read_spans(place, kept["rows"], len(kept["columns"])) is not None:
+        return TarIndex(kept["columns"], kept["rows"], kept["digest"], shard.stamp(), place)
     columns, keys, spans, content = _scan(shard.path(), shard.name, largest)
     _write_spans(place, spans)
     biggest = int(spans[..., 1].max(initial=0))
     facts = {"version": VERSION, "columns": columns, "rows": len(keys), "digest": content, "largest": biggest}
     shard.keep("keys", keys)
     shard.keep("index", facts)
-    kept_spans = _kept_spans(place, facts)
-    if kept_spans is None:
-        raise DataError(f"{place} can't be read back")
-    return TarIndex(columns, len(keys), kept_spans, content)
+    return TarIndex(columns, len(keys), content, shard.stamp(), place)
 
 
 def keys_of(shard: Shard) -> list[str]:
@@ -161,10 +170,9 @@ def _write_spans(place: Path, spans: NDArray[np.int64]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _kept_spans(place: Path, facts: dict[str, Any]) -> NDArray[np.int64] | None:
+def _read_spans(place: Path, rows: int, columns: int) -> NDArray[np.int64] | None:
     try:
-        spans: NDArray[np.int64] = np.load(place, mmap_mode="r", allow_pickle=False)
+        spans: NDArray[np.int64] = np.load(place, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    expected = (facts["rows"], len(facts["columns"]), 2)
-    return spans if spans.shape == expected and spans.dtype == np.int64 else None
+    return spans if spans.shape == (rows, columns, 2) and spans.dtype == np.int64 else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError
 from .dataset import Ids
@@ -44,7 +45,7 @@ class TarTable(Table):
 
     def __init__(self, shards: Sequence[Shard], largest: int, kept: str | None = None) -> None:
         self.shards = list(shards)
-        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._open: OrderedDict[int, tuple[BinaryIO, NDArray[np.int64]]] = OrderedDict()
         self.indexes: list[TarIndex] = []
         for number, shard in enumerate(shards):
             self.indexes.append(open_index(shard, largest))
@@ -126,25 +127,32 @@ class TarTable(Table):
             source = _source(choice, index.columns)
             if source is None:
                 continue
-            start, size = index.spans[inside, index.columns.index(source)].tolist()
+            file, spans = self._opened(number)
+            start, size = spans[inside, index.columns.index(source)].tolist()
             if size < 0:
                 continue
-            content = self._bytes(number, start, size)
+            content = os.pread(file.fileno(), size, start)
             if len(content) != size:
                 return DataError(f"{shard.name} ends before byte {start + size}: it was cut")
             return _decoded(content, source, choice[len(source) + 1 :], f"{shard.name}, row {inside}, {source}")
         return None
 
-    def _bytes(self, number: int, start: int, size: int) -> bytes:
+    def _opened(self, number: int) -> tuple[BinaryIO, NDArray[np.int64]]:
+        """Return a file and the spans in it; those of the last few files stay open."""
         if number not in self._open:
-            self._open[number] = self.shards[number].open()
+            shard, index = self.shards[number], self.indexes[number]
+            file = shard.open()
+            if shard.stamp() != index.stamp:
+                file.close()
+                raise DataError(f"{shard.name} changed since the run started: start the run anew")
+            self._open[number] = file, index.spans()
             while len(self._open) > WINDOW + 1:
-                self._open.popitem(last=False)[1].close()
+                self._open.popitem(last=False)[1][0].close()
         self._open.move_to_end(number)
-        return os.pread(self._open[number].fileno(), size, start)
+        return self._open[number]
 
     def __del__(self) -> None:
-        for file in getattr(self, "_open", {}).values():
+        for file, _ in getattr(self, "_open", {}).values():
             file.close()
 
 

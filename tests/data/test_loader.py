@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moekd.data import BatchPlan, make_loader
+from moekd.data.loader import WINDOW
 from moekd.errors import DataError
 
 from .conftest import make_split
@@ -90,3 +91,12 @@ def test_length_counts_the_remaining_batches():
     assert len(BatchPlan(10, 4, shuffle=True, start_batch=2)) == 1
     assert len(BatchPlan(9, 4, shuffle=True, world=2)) == 2
     assert len(BatchPlan(3, 4, shuffle=True)) == 1
+
+
+@pytest.mark.parametrize("blocks", [np.repeat(np.arange(9), 7), np.tile([5, 2, 900], 21), np.zeros(63, dtype=np.int64)])
+def test_block_order_is_a_shuffle_within_shuffled_windows(blocks):
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([3, 2])))
+    names, block = np.unique(blocks, return_inverse=True)
+    window = generator.permutation(len(names))[block] // WINDOW
+    expected = np.lexsort([generator.random(63), window])
+    assert np.array_equal(BatchPlan(63, 8, shuffle=True, seed=3, epoch=2, blocks=blocks).order(), expected)

@@ -65,7 +65,7 @@ def test_folders_are_skipped_and_long_names_work(tmp_path):
     made = index(found)
     assert made.columns == ["seg.png", "txt"]
     assert keys_of(LocalShard(found, None)) == [long, "é"]
-    assert made.spans[:, :, 1].tolist() == [[1, 2], [-1, 3]]
+    assert made.spans()[:, :, 1].tolist() == [[1, 2], [-1, 3]]
 
 
 def test_members_of_a_sample_follow_each_other(tmp_path):
@@ -121,7 +121,7 @@ def test_spans_point_at_the_contents(tmp_path_factory, sizes):
     assert found.rows == len(sizes)
     for row, members in enumerate(samples.values()):
         for place, column in enumerate(found.columns):
-            start, size = found.spans[row, place].tolist()
+            start, size = found.spans()[row, place].tolist()
             assert (content[start : start + size] if size >= 0 else None) == members.get(column)
 
 

@@ -168,6 +168,25 @@ def test_the_index_is_kept_and_made_anew_when_the_file_changes(tmp_path):
     assert len(list((tmp_path / "notes").iterdir())) == 4
 
 
+def test_a_file_that_changes_or_vanishes_during_a_run_is_noticed(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {f"{n}": sample(n) for n in range(8)})
+    data = open_set(tmp_path, split={"train": "a.tar", "val": 0.25, "test": 0.25})
+    split = data.splits["train"]
+    moved = path.rename(tmp_path / "b.tar")
+    data.tables["train"]._open.clear()
+    with pytest.raises(DataError, match=r"a.tar does not exist any more"):
+        split.__getitems__([0])
+    write_tar(path, {f"{n}": sample(n + 1) for n in range(8)})
+    with pytest.raises(DataError, match=r"a.tar changed since the run started"):
+        split.__getitems__([0])
+    moved.replace(path)
+    assert len(split.__getitems__([0])["id"]) == 1
+    (tmp_path / "a.tar.index.npy").unlink()
+    data.tables["train"]._open.clear()
+    with pytest.raises(DataError, match=r"index.npy is gone or damaged"):
+        split.__getitems__([0])
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_is_not_writable_asks_for_index_dir(tmp_path):
     write_tar(tmp_path / "a.tar", {f"{n}": sample(n) for n in range(4)})

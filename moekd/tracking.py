@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,6 +71,11 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def teachers(self) -> Path:
+        """Which models the teachers are."""
+        return self.path / "teachers.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON record a line, in order of time."""
         return self.path / "metrics.jsonl"
@@ -111,6 +116,10 @@ class RunFolder:
     def write_environment(self) -> Path:
         """Write versions, platform and commit; see `environment`."""
         return write_json(self.environment, environment())
+
+    def write_teachers(self, teachers: Sequence[Mapping[str, Any]]) -> Path:
+        """Write which models the teachers are and what each of them sees; see `describe_teachers`."""
+        return write_json(self.teachers, teachers)
 
     def write_results(self, results: Mapping[str, Any]) -> Path:
         """Write the final numbers."""

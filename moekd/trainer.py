@@ -26,6 +26,7 @@ from .randomness import random_state, restore_random_state, seed_everything
 from .run_state import RunState, load_modules, module_states
 from .stages import StageContext
 from .take_over import take_over
+from .teachers.manifest import describe_teachers, differences
 from .tracking import RunFolder, Trackers
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,10 @@ class Trainer:
         self.trackers = Trackers(self.accelerator, program.loop.trackers, run)
         self.state = RunState()
         self.stop = StopRequest()
-        self.fingerprints = {name: program.pool.teacher(name).fingerprint() for name in program.pool.names}
+        train = program.data.split("train")
+        sample = train.__getitems__(list(range(min(2, len(train)))))
+        self.teachers = describe_teachers(program.pool, program.config, sample)
+        self.fingerprints = {row["name"]: row["fingerprint"] for row in self.teachers}
 
     def fit(
         self, resume: Path | str | None = None, allow: Collection[str] = (), start: Path | None = None
@@ -98,6 +102,7 @@ class Trainer:
         self.run_folder.truncate_to(0)
         self.run_folder.write_config(self.program.config)
         self.run_folder.write_environment()
+        self.run_folder.write_teachers(self.teachers)
 
     def run_phase(self, index: int, phase: Phase, stage_state: Mapping[str, Any] | None) -> None:
         """Run the stages of a phase that are left."""
@@ -159,6 +164,7 @@ class Trainer:
                 "random": {"ranks": randoms, "main": random_state()},
             }
             meta = self.meta() | {"run": self.state.to_dict(), "metrics_position": self.run_folder.position()}
+            meta["teachers"] = self.teachers
             name = f"{self.state.saves:06d}"
             self.state.saves += 1
             save_checkpoint(self.run_folder.checkpoints, name, state, meta, keep=self.program.loop.keep)
@@ -180,7 +186,7 @@ class Trainer:
         if path is None:
             return None
         state, meta = load_checkpoint(path)
-        check_same(meta, self.meta(), allow)
+        self.check(meta, allow)
         self.state = RunState.from_dict(meta["run"] | {"snapshots": state["models"]["snapshots"]})
         load_modules(self.program, state["models"])
         restore_random_state(state["random"]["main"])
@@ -193,6 +199,22 @@ class Trainer:
             self.run_folder.write_config(self.program.config)
             logger.info("resumed from %s", path)
         return state["stage"] or None
+
+    def check(self, meta: Mapping[str, Any], allow: Collection[str]) -> None:
+        """Refuse a checkpoint of another run.
+
+        Raises:
+            CheckpointError: what differs; where the teachers do, also in what (revision, weights, preparation, ...).
+        """
+        try:
+            check_same(meta, self.meta(), allow)
+        except CheckpointError as error:
+            others = differences(meta.get("teachers", self.teachers), self.teachers)
+            if not others:
+                raise
+            raise CheckpointError(
+                "\n".join([str(error), "the teachers differ in:", *(f"  {o}" for o in others)])
+            ) from error
 
     def find(self, resume: Path | str) -> Path | None:
         """Return the checkpoint to resume from."""

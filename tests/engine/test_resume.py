@@ -243,8 +243,15 @@ def test_other_teachers_are_refused(tmp_path: Path) -> None:
     stopped(raw, tmp_path, 4)
     weights = {key: value + 1e-3 for key, value in network.state_dict().items()}
     safetensors.torch.save_file(weights, file)
-    with pytest.raises(CheckpointError, match=r"teacher_fingerprints\.right"):
+    (described,) = json.loads((tmp_path / "run" / "teachers.json").read_text())
+    assert (described["name"], described["classes"], described["weights"]) == ("right", 4, str(file))
+    with pytest.raises(CheckpointError, match=r"teacher_fingerprints\.right") as error:
         train(raw, tmp_path, resume="auto")
+    assert "the teachers differ in:\n  teachers.right.fingerprint: " in str(error.value)
+    wider = {"right": raw["teachers"]["right"] | {"hidden": [12, 12], "weights": None}}
+    with pytest.raises(CheckpointError) as error:
+        train(raw | {"teachers": wider}, tmp_path, resume="auto")
+    assert "teachers.right.parameters: " in str(error.value)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest"])

@@ -64,7 +64,8 @@ def read_cmkd(request: Request, runs: Path) -> list[Row]:
 
 
 def trained_parameters(folder: Path) -> dict[str, dict[str, int]]:
-    """Return how many parameters each method of a cell trains at a time, at most, and how many its student has.
+    """Return how many parameters each method of a cell trains at a time, at most, and how many its student has; the
+    stage that trains the teachers before, which methods share, does not count.
 
     They are counted once, from the config of the first finished run of each method, and kept in the folder.
     """
@@ -86,6 +87,8 @@ def _count(run: Path) -> dict[str, int]:
     models, counts = program.models(program.phases[0]), []
     for stage in program.phases[0].stages:
         settings = stage.settings
+        if settings.name == "teachers":
+            continue
         modules = train_only(models, settings.trains, nn.ModuleList(settings.objectives))
         counts.append(sum(p.numel() for p in parameters_of(modules.values())))
     return {

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from . import avmnist as _avmnist
 from . import camvid as _camvid
+from . import crisismmd as _crisismmd
 from . import emoji as _emoji
 from . import files as _files
 from . import hub as _hub
 from . import mfeat as _mfeat
+from . import nyu_depth_v2 as _nyu_depth_v2
 from . import ravdess as _ravdess
+from . import ravdess_av as _ravdess_av
+from . import vggsound50k as _vggsound50k
 from . import webdataset as _webdataset
 from .corruption import Corruption, fingerprint_of, with_corruptions
 from .dataset import DATASETS, Batch, Dataset, FieldSpec, Split
@@ -36,4 +40,5 @@ __all__ = [
     "with_labels",
     "with_policy",
 ]
-del _avmnist, _camvid, _emoji, _files, _hub, _mfeat, _ravdess, _webdataset
+del _avmnist, _camvid, _crisismmd, _emoji, _files, _hub, _mfeat, _nyu_depth_v2, _ravdess, _ravdess_av
+del _vggsound50k, _webdataset

@@ -22,10 +22,11 @@ class DenseLabels:
         array: labels, usually a memory-map of int8 or int16; -1 is void.
         index: row of `array` for each row `[N]`.
         stride: every so manieth pixel is kept, from half of it on; the result has H // stride x W // stride pixels.
+        offset: added to the labels that are not void.
     """
 
-    def __init__(self, array: NDArray[Any], index: NDArray[np.int64], stride: int = 1) -> None:
-        self.array, self.index, self.stride = array, index, stride
+    def __init__(self, array: NDArray[Any], index: NDArray[np.int64], stride: int = 1, offset: int = 0) -> None:
+        self.array, self.index, self.stride, self.offset = array, index, stride, offset
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,8 +51,9 @@ class DenseLabels:
         height, width = self.shape[1:]
         start, step = self.stride // 2, self.stride
         labels = self.array[self.index[rows]][:, start::step, start::step][:, :height, :width]
-        return np.ascontiguousarray(labels, dtype=np.int64)
+        read = np.ascontiguousarray(labels, dtype=np.int64)
+        return np.where(read == VOID, VOID, read + self.offset) if self.offset else read
 
     def at(self, rows: NDArray[np.int64]) -> DenseLabels:
         """Return the labels of a part of the rows, which still are not read."""
-        return DenseLabels(self.array, self.index[rows], self.stride)
+        return DenseLabels(self.array, self.index[rows], self.stride, self.offset)

@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from .figures import BLUE, PALETTE, RED, Drawing, finish, new_figure, shorten, slug
+from .measures import measure_label
 from .run import Record, Run, mapping, number
 
-MONITORS = ("miou", "accuracy", "balanced_accuracy", "weighted_f1")
+MONITORS = ("miou", "accuracy", "balanced_accuracy", "weighted_f1", "retrieval_r1", "zero_shot_accuracy")
 OTHERS = "other variants"
 Line = list[tuple[float, float]]
 
@@ -98,14 +99,14 @@ def _spans_decades(line: Line) -> bool:
 
 def _draw_metric(axis: Axes, metric: str, line: Line, best_step: float) -> str:
     axis.plot(*_columns(line), color=BLUE, marker="o", ms=3.5)
-    axis.set_ylabel(f"validation {metric}".replace("_", " "))
+    axis.set_ylabel(f"validation {measure_label(metric)}")
     if metric in MONITORS:
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     best = next((value for step, value in line if step == best_step), None)
     if best is not None:
         axis.plot([best_step], [best], "D", color=RED, ms=7, mfc="none", mew=1.8, label=f"best epoch ({best:.3f})")
         axis.legend(loc="best")
-    return f"Validation {metric} goes from {line[0][1]:.3f} to {line[-1][1]:.3f}."
+    return f"Validation {metric.replace('_', ' ')} goes from {line[0][1]:.3f} to {line[-1][1]:.3f}."
 
 
 def _color(index: int) -> str:

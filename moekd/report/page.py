@@ -9,13 +9,16 @@ from pathlib import Path
 from ..atomic import write_text
 from .classes import ClassRow, class_accuracy, class_rows, frequent, teacher_use
 from .curves import routing_curves, training_curves
+from .embeddings import embedding_tables, shift_table
+from .examples import draw_map, read_examples
 from .figures import save, styled
 from .html import Cell, PageTable, flatten, render
+from .measures import capital, measure_label
 from .run import Run, mapping, number, read_run
 from .summary import duration, key_numbers, primary_split, routing_sentence, summary
-from .table import Row, best, count, decimal, percent, points, results_table
+from .table import Row, best, count, decimal, known_numbers, percent, points, results_table
 
-SECTIONS = ("training", "baselines", "routing", "classes")
+SECTIONS = ("embeddings", "training", "baselines", "routing", "classes")
 
 
 def write_report(run: Path) -> Path:
@@ -32,8 +35,10 @@ def write_report(run: Path) -> Path:
     student, baseline = (best(rows, "student", split), best(rows, "baseline", split)) if split else (None, None)
     classes = class_rows(data, student, baseline)
     shown, note = frequent(classes)
+    examples = read_examples(data)
     with styled():
         drawings = [
+            *draw_map(examples),
             *training_curves(data),
             *routing_curves(data),
             *teacher_use(data, classes),
@@ -49,6 +54,9 @@ def write_report(run: Path) -> Path:
         notes=data.notes,
         results=[_results(rows, name) for name in dict.fromkeys(row.split for row in rows)],
         figures={section: [d for d in drawings if d.section == section] for section in SECTIONS},
+        embeddings=embedding_tables(data, rows),
+        shift=shift_table(rows),
+        examples=examples,
         routing=routing_sentence(data),
         classes=_classes(classes, baseline, split) if classes else None,
         stages=_stages(data),
@@ -72,17 +80,18 @@ def _results(rows: Sequence[Row], split: str) -> PageTable:
     here = [row for row in rows if row.split == split]
     student = next((row for row in here if row.role == "student"), None)
     dense = any(row.dense for row in here)
-    calibrated = any(not math.isnan(row.calibration_error) for row in here)
-    header = ["Model", "Role", *(["mIoU"] if dense else []), "Accuracy", "Balanced accuracy", "Weighted F1", "Loss"]
-    header += [*(["Calibration error"] if calibrated else []), "Parameters", "Student lead, points"]
+    shares = known_numbers(here, ("miou", "accuracy", "balanced_accuracy", "weighted_f1"))
+    if here[0].measure not in shares:
+        shares = [*known_numbers(here, (here[0].measure,)), *shares]
+    others = known_numbers(here, ("loss", "calibration_error"))
+    header = ["Model", "Role", *(capital(measure_label(key)) for key in [*shares, *others])]
+    header += ["Parameters", "Student lead, points"]
     table = []
     for row in here:
         gap = student.headline - row.headline if student and row is not student else math.nan
         cells = [Cell(row.model, detail=row.title if row.title != row.model else ""), Cell(row.role)]
-        cells += [Cell(percent(row.miou), row.miou)] if dense else []
-        cells += [Cell(percent(v), v) for v in (row.accuracy, row.balanced_accuracy, row.weighted_f1)]
-        cells += [Cell(decimal(row.loss), row.loss)]
-        cells += [Cell(decimal(row.calibration_error), row.calibration_error)] if calibrated else []
+        cells += [Cell(percent(row.number(key)), row.number(key)) for key in shares]
+        cells += [Cell(decimal(row.number(key)), row.number(key)) for key in others]
         cells += [Cell(count(row.parameters), number(row.parameters)), Cell(points(gap), gap)]
         table.append(cells)
     size = next((f", {count(row.n)} {'pixels' if dense else 'samples'}" for row in here if row.n is not None), "")

@@ -22,7 +22,7 @@ def summary(run: Run, rows: Sequence[Row]) -> str:
     student = best(rows, "student", split) if split else None
     if student is None or split is None:
         return unfinished(run)
-    measure = "mIoU" if student.dense else "accuracy"
+    measure = student.label
     kind = mapping(run.results.get("student")).get("kind")
     size = "" if student.parameters is None else f", {count(student.parameters)} parameters"
     sentences = [
@@ -66,7 +66,7 @@ def sampling_margin(a: Row, b: Row) -> float | None:
 
     Both models see the same samples, which makes the true margin smaller. None for pixels, which are not independent.
     """
-    if a.dense or not a.n or not b.n or math.isnan(a.accuracy) or math.isnan(b.accuracy):
+    if a.measure != "accuracy" or not a.n or not b.n or math.isnan(a.accuracy) or math.isnan(b.accuracy):
         return None
     return 1.96 * math.sqrt(a.accuracy * (1 - a.accuracy) / a.n + b.accuracy * (1 - b.accuracy) / b.n)
 
@@ -95,7 +95,10 @@ def key_numbers(run: Run, rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     if split is None:
         return []
     student, teacher = best(rows, "student", split), best(rows, "teacher", split)
-    tiles = [] if student is None else [("Student", percent(student.headline), f"on {split}")]
+    tiles = []
+    if student is not None:
+        where = f"on {split}" if student.measure in ("accuracy", "miou") else f"{student.label}, on {split}"
+        tiles.append(("Student", percent(student.headline), where))
     others = [("Best baseline", best(rows, "baseline", split)), ("Best teacher", teacher)]
     tiles += [(noun, percent(row.headline), row.model) for noun, row in others if row is not None]
     if student is not None and student.parameters is not None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .measures import HEADLINES, capital, known_measures, measure_label
 from .run import mapping, number
 
 Role = Literal["student", "baseline", "teacher"]
+OWN = ("accuracy", "balanced_accuracy", "weighted_f1", "loss", "calibration_error", "miou")
+#: Measures of embeddings for which a narrow table has room.
+SHORT = ("image_to_text_r1", "text_to_image_r1", "zero_shot_accuracy", "knn_accuracy", "linear_probe_accuracy")
+_SHORT = {"balanced_accuracy": "Balanced", "weighted_f1": "F1", "loss": "Loss"}
 ORDER: dict[Role, int] = {"student": 0, "baseline": 1, "teacher": 2}
 
 
@@ -21,7 +26,8 @@ ORDER: dict[Role, int] = {"student": 0, "baseline": 1, "teacher": 2}
 class Row:
     """One model on one split; shares in [0, 1], loss in nats, NaN where unknown; `title` says what the model is.
 
-    `headline` is the number that models are compared by: mIoU for dense results, else accuracy.
+    `headline` is the number that models are compared by, `measure` its name; `numbers` holds every number that was
+    measured, by the names of results.json.
     """
 
     split: str
@@ -36,6 +42,8 @@ class Row:
     miou: float
     parameters: int | None
     n: int | None
+    measure: str = "accuracy"
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def dense(self) -> bool:
@@ -44,29 +52,49 @@ class Row:
 
     @property
     def headline(self) -> float:
-        """mIoU for dense results, else accuracy."""
-        return self.miou if self.dense else self.accuracy
+        """The number that models are compared by."""
+        return self.number(self.measure)
+
+    @property
+    def label(self) -> str:
+        """Name of the measure for people."""
+        return measure_label(self.measure)
+
+    def number(self, name: str) -> float:
+        """Return a number by its name in results.json; NaN where it was not measured."""
+        own: float = getattr(self, name) if name in OWN else self.numbers.get(name, math.nan)
+        return own
 
 
 def results_table(results: Mapping[str, Any], teachers: Iterable[str] = ()) -> list[Row]:
     """Return one row a split and model: the student, then baselines from best to worst, then teachers likewise.
 
     Args:
-        results: results.json; the sizes of the models are its part `parameters`, what they are its part `titles`.
+        results: results.json; the sizes of the models are its part `parameters`, what they are its part `titles`, and
+            `headline` names the number that they are compared by; without it, the first of `HEADLINES` that is known
+            of the student (of any model, where there is none).
         teachers: names of the teachers in the config. They, the names in `results["teachers"]`, and the routed
             variants are teachers; "student" is the student; all others are baselines.
     """
     known = {str(name) for name in [*teachers, *(results.get("teachers") or [])]}
     variants = mapping(results.get("routing")).get("variants") or []
     known |= {str(variant) for variant in variants} | {str(variant).split("/")[0] for variant in variants}
+    measure = str(results.get("headline") or _headline(mapping(results.get("test"))))
     rows = [
-        _row(results, str(split), str(model), mapping(metrics), known)
+        _row(results, str(split), str(model), mapping(metrics), known, measure)
         for split, models in mapping(results.get("test")).items()
         for model, metrics in mapping(models).items()
     ]
     splits = list(dict.fromkeys(row.split for row in rows))
     splits.sort(key=lambda split: split != "test")
     return sorted(rows, key=lambda row: (splits.index(row.split), ORDER[row.role], -_or_lowest(row.headline)))
+
+
+def _headline(test: Mapping[str, Any]) -> str:
+    models = [(str(name), mapping(metrics)) for split in test.values() for name, metrics in mapping(split).items()]
+    students = [metrics for name, metrics in models if name == "student"]
+    found = known_measures(students, HEADLINES) or known_measures([metrics for _, metrics in models], HEADLINES)
+    return found[0] if found else "accuracy"
 
 
 def best(rows: Iterable[Row], role: Role, split: str) -> Row | None:
@@ -121,18 +149,26 @@ def print_table(results: Mapping[str, Any], teachers: Iterable[str] = (), consol
         )
         table.add_column("Model", overflow="fold")
         table.add_column("Role")
-        columns = ["Accuracy", "Balanced", "F1", *(["mIoU"] if dense else []), "Loss", "Parameters"]
-        for column in columns:
-            table.add_column(column, justify="right")
+        shares = known_numbers(here, ("accuracy", "balanced_accuracy", "weighted_f1", "miou", *SHORT))
+        loss = known_numbers(here, ("loss",))
+        for name in [*shares, *loss]:
+            table.add_column(_SHORT.get(name) or capital(measure_label(name)), justify="right")
+        table.add_column("Parameters", justify="right")
         for row in here:
-            cells = [percent(row.accuracy), percent(row.balanced_accuracy), percent(row.weighted_f1)]
-            cells += [percent(row.miou)] if dense else []
-            cells += [decimal(row.loss), count(row.parameters)]
+            cells = [*(percent(row.number(name)) for name in shares), *(decimal(row.number(name)) for name in loss)]
+            cells.append(count(row.parameters))
             table.add_row(Text(row.model), row.role, *cells, style="bold" if row.role == "student" else "")
         console.print(table)
 
 
-def _row(results: Mapping[str, Any], split: str, model: str, metrics: Mapping[str, Any], teachers: set[str]) -> Row:
+def known_numbers(rows: Sequence[Row], names: Iterable[str]) -> list[str]:
+    """Return the names of the numbers that some row has."""
+    return [name for name in names if any(not math.isnan(row.number(name)) for row in rows)]
+
+
+def _row(
+    results: Mapping[str, Any], split: str, model: str, metrics: Mapping[str, Any], teachers: set[str], measure: str
+) -> Row:
     role: Role = "student" if model == "student" else "teacher" if model in teachers else "baseline"
     parameters, n = number(mapping(results.get("parameters")).get(model)), number(metrics.get("n"))
     if role == "student" and math.isnan(parameters):
@@ -144,10 +180,9 @@ def _row(results: Mapping[str, Any], split: str, model: str, metrics: Mapping[st
         role=role,
         parameters=None if math.isnan(parameters) else int(parameters),
         n=None if math.isnan(n) else int(n),
-        **{
-            key: number(metrics.get(key))
-            for key in ("accuracy", "balanced_accuracy", "weighted_f1", "loss", "calibration_error", "miou")
-        },
+        measure=measure,
+        numbers={str(key): number(value) for key, value in metrics.items() if number(value) == number(value)},
+        **{key: number(metrics.get(key)) for key in OWN},
     )
 
 

@@ -59,7 +59,8 @@ class Guard:
         try:
             self._check(headers)
         except RequestError as error:
-            await self._drain(receive)
+            if b"expect" not in headers:  # a client that asks first has not sent its body
+                await self._drain(receive)
             await answer.refuse(error)
             return
         self.active += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import struct
 import threading
 import time
@@ -182,6 +183,11 @@ def test_a_request_that_is_too_large(classifier: Path) -> None:
 
         headers = {"content-type": "application/json"}
         refused(small.post("/predict", content=stream(), headers=headers), 413)
+        host, port = small.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as plain:
+            head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\nExpect: 100-continue\r\n\r\n"
+            plain.sendall(head.encode())
+            assert plain.recv(100).startswith(b"HTTP/1.1 413"), "refused before the body is sent"
         boundary = {"content-type": "multipart/form-data; boundary=b"}
         start = b'--b\r\nContent-Disposition: form-data; name="pictures"; filename="a"\r\n\r\n'
         refused(small.post("/predict", content=iter([start, *[b"x" * 1000] * 40]), headers=boundary), 413)

@@ -152,7 +152,7 @@ def test_the_wheel_holds_every_module_and_every_data_file(wheel: Path) -> None:
         for path in (ROOT / top).rglob(pattern):
             if path.is_file() and "__pycache__" not in path.parts:
                 expected.add(f"moekd/{path.relative_to(ROOT).as_posix()}")
-    for path in (ROOT / "moekd/report").rglob("*"):
+    for path in [*(ROOT / "moekd/report").rglob("*"), *(ROOT / "moekd/serve").rglob("*")]:
         if path.is_file() and "__pycache__" not in path.parts:
             expected.add(path.relative_to(ROOT).as_posix())
     expected.add("moekd/py.typed")

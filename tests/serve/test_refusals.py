@@ -18,6 +18,8 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from moekd.errors import ConfigError, DataError
@@ -124,6 +126,26 @@ def test_damaged_pictures_never_break_the_server(place: Place) -> None:
 )
 def test_wrong_questions(place: Place, body: Any, status: int, code: str) -> None:
     assert refused(place.post("/predict", json=body), status)["code"] == code
+
+
+KEYS = st.sampled_from(["pictures", "labels", "templates", "texts", "top"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30) | st.just(GOOD),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    path=st.sampled_from(["/predict", "/search", "/embed"]), body=st.dictionaries(KEYS | st.text(max_size=8), VALUES)
+)
+def test_no_question_breaks_the_server(reader: Place, path: str, body: dict[str, Any]) -> None:
+    """Whatever JSON comes, it is answered or refused; numbers that JSON does not have (NaN) are sent too."""
+    content = json.dumps(body).encode()
+    answer = reader.post(path, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code in (200, 422), answer.text
+    assert ("error" in answer.json()) == (answer.status_code == 422)
 
 
 def test_wrong_bodies(place: Place) -> None:
@@ -237,6 +259,26 @@ def test_a_request_that_takes_too_long(classifier: Path) -> None:
         deadline = time.monotonic() + 20
         while late.post("/predict", files=files(encoded())).status_code != 200:
             assert time.monotonic() < deadline, "the server goes on afterwards"
+
+
+def test_a_student_that_can_not_be_warmed_up_never_gets_ready(
+    classifier: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Cold(Predictor):
+        def see(self, batch: torch.Tensor) -> Seen:
+            if len(batch) > 1:
+                raise RuntimeError("out of memory")
+            return super().see(batch)
+
+    with running(Cold(classifier), wait=False) as found:
+        deadline = time.monotonic() + 20
+        while "out of memory" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        health = found.get("/health")
+        assert (health.status_code, health.headers["retry-after"]) == (503, "1")
+        assert refused(found.post("/predict", files=files(encoded())), 503)["code"] == "not_ready"
+        assert found.get("/").status_code == 200
 
 
 def test_a_failure_inside_is_not_shown(classifier: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -60,7 +60,7 @@ class TaskGate(Gate):
         tasks: number of tasks; they are numbered from 0.
         field: batch field with the number of each instance's task (or token's, or pixel's).
         on: what the gate reads; the page on routers says what each is.
-        source: tap of the student or field of the batch, for `student_feature` and `input_feature`.
+        source: tap or embedding of the student, or field of the batch, for the three that have one.
         width: size of the source, found by itself in a config.
         detach_input: cut the gradient from the router's losses into the student.
         granularity: what is routed: instances, or tokens or pixels of dense logits.
@@ -119,7 +119,7 @@ class ModalityGate(Gate):
         shared: teachers that every modality has.
         field: batch field with the number of each instance's modality (or token's, or pixel's).
         on: what the gate reads; the page on routers says what each is.
-        source: tap of the student or field of the batch, for `student_feature` and `input_feature`.
+        source: tap or embedding of the student, or field of the batch, for the three that have one.
         width: size of the source, found by itself in a config.
         detach_input: cut the gradient from the router's losses into the student.
         granularity: what is routed: instances, or tokens or pixels of dense logits.

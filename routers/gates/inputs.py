@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError, DataError, ModelError, did_you_mean
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 On = Literal[
     "student_logits",
     "student_feature",
+    "student_embedding",
     "input_feature",
     "teacher_stats",
     "teacher_logits",
@@ -31,7 +33,7 @@ On = Literal[
     "logits_and_stats",
     "stats_and_agreement",
 ]
-NAMED = ("student_feature", "input_feature")
+NAMED = ("student_feature", "student_embedding", "input_feature")
 STATS = ("teacher_stats", "logits_and_stats", "stats_and_agreement")
 AGREEMENT = ("agreement", "stats_and_agreement")
 LOGITS = ("student_logits", "logits_and_stats")
@@ -61,6 +63,7 @@ class GateInput(nn.Module):
     - `student_logits`: the student's logits, D = C.
     - `student_feature`: the student's activation at the tap `source`. For instances, maps `[B, D, H, W]` are averaged
       over the pixels and sequences `[B, N, D]` over the tokens.
+    - `student_embedding`: the student's embedding `source` ("image"), at length 1; for instances.
     - `input_feature`: the batch field `source`, for instances flattened, so that rows can be routed before any model
       runs.
     - `teacher_stats`: of every teacher its largest probability, entropy in nats and margin between its two best
@@ -73,8 +76,8 @@ class GateInput(nn.Module):
         on: which of these.
         num_classes: number C of classes.
         num_teachers: number T of teacher variants.
-        source: tap of the student or field of the batch, for `student_feature` and `input_feature`.
-        width: D, for `student_feature` and `input_feature`, where `shapes` does not tell it.
+        source: tap or embedding of the student, or field of the batch, for the three that have one.
+        width: D of these three, where `shapes` does not tell it.
         detach: cut the gradient into the student; teachers never get one.
         rows: what is routed.
         shapes: sizes of fields and taps.
@@ -146,6 +149,11 @@ class GateInput(nn.Module):
     def _named(self, step: Step) -> Tensor:
         if self.on == "student_feature":
             values = step.student.feature(self.source, "a gate on 'student_feature'")
+        elif self.on == "student_embedding":
+            if self.source not in step.student.embeddings:
+                known = ", ".join(step.student.embeddings) or "none"
+                raise ModelError(f"a gate reads the embedding '{self.source}' of the student, which gives: {known}")
+            return F.normalize(full_precision(step.student.embeddings[self.source]), dim=1, eps=1e-6)
         elif self.source in step.batch:
             values = step.batch[self.source]
         else:
@@ -162,8 +170,11 @@ class GateInput(nn.Module):
 
 def _named_width(on: On, source: str | None, width: int | None, granularity: Granularity, shapes: Shapes | None) -> int:
     """Return the size of a tap or field, found or given."""
-    what = "tap of the student" if on == "student_feature" else "field of the batch"
-    known = {} if shapes is None else shapes.taps if on == "student_feature" else shapes.fields
+    what = {"student_feature": "tap of the student", "student_embedding": "embedding of the student"}.get(on)
+    what = what or "field of the batch"
+    if on == "student_embedding" and granularity != "instance":
+        raise ConfigError(f"granularity '{granularity}': an embedding is one for the whole instance")
+    known = {} if shapes is None else _known(on, shapes)
     if not source or (shapes is None and (width is None or width < 1)):
         raise ConfigError(f"on '{on}' needs 'source', a {what}, and 'width', its size; found {source!r}, {width}")
     if shapes is None:
@@ -182,3 +193,10 @@ def _named_width(on: On, source: str | None, width: int | None, granularity: Gra
     if width not in (None, found):
         raise ConfigError(f"width {width}: '{source}' has the size {found}; leave 'width' out")
     return found
+
+
+def _known(on: On, shapes: Shapes) -> Mapping[str, tuple[int, ...]]:
+    """Return the sizes of what a gate can name."""
+    if on == "student_embedding":
+        return {name: (width,) for name, width in shapes.embeddings.get("student", {}).items()}
+    return shapes.taps if on == "student_feature" else shapes.fields

@@ -34,7 +34,7 @@ class LinearGate(Gate):
         num_classes: number C of classes.
         num_teachers: number T of teacher variants.
         on: what the gate reads; the page on routers says what each is.
-        source: tap of the student or field of the batch, for `student_feature` and `input_feature`.
+        source: tap or embedding of the student, or field of the batch, for the three that have one.
         width: size of the source, found by itself in a config.
         detach_input: cut the gradient from the router's losses into the student.
         granularity: what is routed: instances, or tokens or pixels of dense logits.
@@ -88,7 +88,7 @@ class MLPGate(Gate):
         num_classes: number C of classes.
         num_teachers: number T of teacher variants.
         on: what the gate reads; the page on routers says what each is.
-        source: tap of the student or field of the batch, for `student_feature` and `input_feature`.
+        source: tap or embedding of the student, or field of the batch, for the three that have one.
         width: size of the source, found by itself in a config.
         detach_input: cut the gradient from the router's losses into the student.
         granularity: what is routed: instances, or tokens or pixels of dense logits.

@@ -47,7 +47,7 @@ class NoisyTopK(Selection):
         noise: `learned` or `constant`.
         scale: factor of the noise, at least 0; a number or a schedule over the stage.
         on: what learned noise reads; the page on routers says what each is.
-        source: tap of the student or field of the batch, for `student_feature` and `input_feature`.
+        source: tap or embedding of the student, or field of the batch, for the three that have one.
         width: size of the source, found by itself in a config.
         seed: of the noise.
         shapes: sizes of fields and taps.

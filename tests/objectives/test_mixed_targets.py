@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moekd.errors import ModelError
+from moekd.errors import ConfigError, ModelError
 from moekd.objectives import (
     AffinityMimicking,
     ContrastiveKD,
@@ -26,11 +26,11 @@ from moekd.objectives import (
     soft_targets,
 )
 from moekd.objectives.embeddings import similarities
-from moekd.routers import Dense, Gate, Router
+from moekd.routers import Dense, Gate, LinearGate, Router
 from moekd.routers.mixing import mixture
 from moekd.step import Step
 
-from .towers import pair_of, tower_pool, tower_step
+from .towers import pair_of, tower_pool, tower_shapes, tower_step
 
 MIXES = ("probs", "logits", "logmeanexp", "confidence")
 OBJECTIVES: dict[str, Callable[..., PairwiseObjective]] = {
@@ -210,3 +210,19 @@ def test_targets_of_the_text_side_are_no_transpose() -> None:
     swapped = [contrastive_kd(student[::-1], pair[::-1], 5.0, 6.0) for pair in theirs]
     mixed = ContrastiveKD(mix="probs", student_scale=5.0, teacher_scale=6.0)(step)["contrastive_kd"]
     torch.testing.assert_close(mixed, torch.stack(swapped).mean(0))
+
+
+def test_a_gate_reads_the_embedding_of_a_student_without_a_classifier() -> None:
+    shapes = tower_shapes(6, 6)
+    gate = LinearGate(3, 2, on="student_embedding", source="image", shapes=shapes)
+    step = tower_step(tower_pool(6, 6), router=Router(gate, Dense(), combine="target", signal="kd"))
+    RoutedObjective(ContrastiveKD(student_scale=5.0))(step)["routed"].mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in gate.parameters())
+    unit = torch.nn.functional.normalize(step.student.embeddings["image"])
+    torch.testing.assert_close(gate.input(step), unit.detach())
+    with pytest.raises(ConfigError, match="source 'imag' is no embedding of the student; did you mean 'image'"):
+        LinearGate(3, 2, on="student_embedding", source="imag", shapes=shapes)
+    with pytest.raises(ConfigError, match="an embedding is one for the whole instance"):
+        LinearGate(3, 2, on="student_embedding", source="image", shapes=shapes, granularity="token")
+    with pytest.raises(ModelError, match="which gives: image, text"):
+        LinearGate(3, 2, on="student_embedding", source="audio", width=6).input(step)

@@ -19,16 +19,14 @@ class Needs:
     Attributes:
         logits: the logits.
         embeddings: the embeddings of all modalities, and the heads (scales and biases) that belong to them.
-        features: the tapped activations.
+        features: tapped activations.
+        taps: which of them; None: all.
     """
 
     logits: bool = True
     embeddings: bool = False
     features: bool = False
-
-    def __or__(self, other: Needs) -> Needs:
-        """Return what either of two needs."""
-        return Needs(self.logits or other.logits, self.embeddings or other.embeddings, self.features or other.features)
+    taps: frozenset[str] | None = None
 
     def pick(self, signals: Signals) -> dict[str, Tensor]:
         """Return the tensors that are needed, by name: `logits`, `embeddings/image`, `heads/logit_scale`,
@@ -43,7 +41,8 @@ class Needs:
             found |= {f"embeddings/{name}": value for name, value in signals.embeddings.items()}
             found |= {f"heads/{name}": value for name, value in signals.heads.items()}
         if self.features:
-            found |= {f"features/{name}": value for name, value in signals.features.items()}
+            taps = [tap for tap in signals.features if self.taps is None or tap in self.taps]
+            found |= {f"features/{tap}": signals.features[tap] for tap in taps}
         return found
 
     def __str__(self) -> str:

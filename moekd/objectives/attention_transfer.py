@@ -69,7 +69,7 @@ class AttentionTransfer(PairwiseObjective):
     """
 
     name = "attention_transfer"
-    reads_features, logits_only = True, False
+    reads_features, reads_logits, logits_only = True, False, False
 
     def __init__(
         self,

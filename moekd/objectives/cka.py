@@ -57,7 +57,7 @@ class CKA(PairwiseObjective):
     """
 
     name = "cka"
-    reads_features, logits_only, compares_rows = True, False, True
+    reads_features, reads_logits, logits_only, compares_rows = True, False, False, True
 
     def __init__(
         self,

@@ -132,7 +132,7 @@ class ContrastiveDistillation(PairwiseObjective):
     """
 
     name = "crd"
-    reads_features, logits_only, compares_rows = True, False, True
+    reads_features, reads_logits, logits_only, compares_rows = True, False, False, True
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ class FitNets(PairwiseObjective):
     """
 
     name = "fitnets"
-    reads_features, logits_only = True, False
+    reads_features, reads_logits, logits_only = True, False, False
 
     def __init__(
         self,

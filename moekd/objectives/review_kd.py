@@ -119,7 +119,7 @@ class ReviewKD(PairwiseObjective):
     """
 
     name = "review_kd"
-    reads_features, logits_only, compares_rows = True, False, True
+    reads_features, reads_logits, logits_only, compares_rows = True, False, False, True
 
     def __init__(
         self,

@@ -96,7 +96,7 @@ class RKD(PairwiseObjective):
     """
 
     name = "rkd"
-    reads_features, logits_only, compares_rows = True, False, True
+    reads_features, reads_logits, logits_only, compares_rows = True, False, False, True
 
     def __init__(
         self,

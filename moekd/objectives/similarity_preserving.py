@@ -48,7 +48,7 @@ class SimilarityPreserving(PairwiseObjective):
     """
 
     name = "similarity_preserving"
-    reads_features, logits_only, compares_rows = True, False, True
+    reads_features, reads_logits, logits_only, compares_rows = True, False, False, True
 
     def __init__(
         self,

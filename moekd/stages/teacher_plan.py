@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from ..cache import (
     CacheSettings,
@@ -22,6 +23,7 @@ from ..cache import (
 )
 from ..errors import ConfigError
 from ..objectives import Objective
+from ..objectives.inputs import TapPair
 from ..routers import Router
 from ..routers.gates import Gate
 from ..step import Models
@@ -170,7 +172,19 @@ def _needs(models: Models, settings: StageSettings, objectives: Sequence[Objecti
         logits=routes or targets or any(objective.reads_logits for objective in readers),
         embeddings=any(reader.reads_embeddings for reader in [*readers, *gates]),
         features=any(reader.reads_features for reader in [*readers, *gates]),
+        taps=_taps([reader for reader in [*readers, *gates] if reader.reads_features]),
     )
+
+
+def _taps(readers: Sequence[nn.Module]) -> frozenset[str] | None:
+    """Return the teachers' taps that objectives and gates read; None where one does not say."""
+    found: set[str] = set()
+    for reader in readers:
+        pair = getattr(getattr(reader, "objective", reader), "taps", None)
+        if not isinstance(pair, TapPair):
+            return None
+        found |= {pair.teacher_tap} if isinstance(pair.teacher_tap, str) else set(pair.teacher_tap.values())
+    return frozenset(found)
 
 
 def _device(models: Models) -> torch.device:

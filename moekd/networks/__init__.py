@@ -7,6 +7,7 @@ from .feature_mlp import MlpI, MlpTb, MlpVb
 from .fusenet import FuseNetDepthBranch, FuseNetI, FuseNetRgbBranch
 from .fusion import Fusion
 from .images import ImageOptions
+from .inherit import InheritOptions
 from .lenet import LeNet5
 from .mlp import Mlp, MlpEncoder
 from .open_clip import OpenClip
@@ -49,6 +50,7 @@ __all__ = [
     "FuseNetRgbBranch",
     "Fusion",
     "ImageOptions",
+    "InheritOptions",
     "LeNet5",
     "Mlp",
     "MlpEncoder",

@@ -17,6 +17,7 @@ from ..registry import Injected
 from .adapter import HUB, Adapter, Fields, hub_folder, library, local_weights
 from .base import NETWORKS
 from .images import ImageContract, ImageOptions, as_interpolation, image_settings
+from .inherit import InheritOptions
 from .loading import Loading, on_meta
 from .texts import TextContract, Texts, UnknownTokens
 from .zero_shot import ZeroShotOptions
@@ -42,6 +43,7 @@ class OpenClip(Adapter):
         zero_shot: classify by the names of the classes.
         image: replaces parts of the model's own preparation of pictures.
         options: further options of `open_clip.create_model` (`force_quick_gelu`, say).
+        inherit: take the first weights over from a larger model, see `InheritOptions`.
         class_names, fields: what the data set says about its classes and the fields in `inputs`.
         loading: how much of the model is made.
 
@@ -63,6 +65,7 @@ class OpenClip(Adapter):
         zero_shot: ZeroShotOptions | None = None,
         image: ImageOptions | None = None,
         options: dict[str, Any] | None = None,
+        inherit: InheritOptions | None = None,
         class_names: Injected[list[str] | None] = None,
         fields: Injected[Fields | None] = None,
         loading: Injected[Loading] = "weights",
@@ -90,6 +93,10 @@ class OpenClip(Adapter):
         self.context = int(getattr(self.model, "context_length", None) or self.tokenizer.context_length)
         self.read_fields(fields, ("image", "text"), lambda f, label: ImageContract(self.settings, f, label), self._text)
         self.add_zero_shot(zero_shot, class_names, self._text(None, "class names"))
+        if inherit is not None and loading == "weights":
+            from .inherit_source import take_over
+
+            take_over(self.model, inherit)
 
     def encode(self, modality: str, value: Tensor) -> Tensor:
         """Return image embeddings `[B, D]`."""

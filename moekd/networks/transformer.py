@@ -57,15 +57,23 @@ class Block(nn.Module):
         hidden: F; 0 leaves the perceptron out.
         activation: of the perceptron; `quick_gelu` is x sigmoid(1.702 x), that of the first CLIP models.
         dropout: probability behind both.
+        epsilon: of the normalisations.
     """
 
     def __init__(
-        self, width: int, heads: int, head_width: int, hidden: int, activation: Activation = "gelu", dropout: float = 0
+        self,
+        width: int,
+        heads: int,
+        head_width: int,
+        hidden: int,
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+        epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, epsilon)
         self.attn = Attention(width, heads, head_width) if heads else None
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width, epsilon)
         self.fc1 = nn.Linear(width, hidden) if hidden else None
         self.fc2 = nn.Linear(hidden, width) if hidden else None
         self.quick = activation == "quick_gelu"
@@ -94,6 +102,7 @@ def make_blocks(
     head_width: int | None = None,
     activation: Activation = "gelu",
     dropout: float = 0.0,
+    epsilon: float = 1e-5,
 ) -> nn.ModuleList:
     """Return layers with the initial weights of CLIP (arXiv 2103.00020): the residual branches shrink with the depth.
 
@@ -103,7 +112,7 @@ def make_blocks(
         heads: number of heads, or one for each layer.
         hidden: F, or one for each layer.
         head_width: features of a head; None: D / heads.
-        activation, dropout: see `Block`.
+        activation, dropout, epsilon: see `Block`.
 
     Raises:
         ConfigError: sizes that do not fit together.
@@ -118,7 +127,8 @@ def make_blocks(
             raise ConfigError(f"width: expected a multiple of heads = {most}, found {width}; or give head_width")
         head_width = width // most
     blocks = nn.ModuleList(
-        Block(width, a, head_width, f, activation, dropout) for a, f in zip(each_heads, each_hidden, strict=True)
+        Block(width, a, head_width, f, activation, dropout, epsilon)
+        for a, f in zip(each_heads, each_hidden, strict=True)
     )
     deep = 1 / math.sqrt(2 * max(layers, 1) * width)
     for block in blocks:

@@ -17,6 +17,8 @@ from ..registry import Injected
 from .adapter import Adapter, Fields
 from .base import NETWORKS, Encoder
 from .images import ImageContract, ImageOptions, image_settings
+from .inherit import InheritOptions
+from .inherit_source import take_over
 from .layers import check_input
 from .loading import Loading, on_meta
 from .presets import PRESETS, Preset, preset_tower
@@ -74,6 +76,7 @@ class TwoTower(Adapter):
         zero_shot: classify by the names of the classes.
         image: replaces parts of the image tower's preparation of pictures; the project's own towers take them in the
             size they have, with mean and std 0.5.
+        inherit: take the first weights over from a larger model, see `InheritOptions`.
         class_names, fields: what the data set says about its classes and the fields in `inputs`.
         loading: how much of outside models is made.
 
@@ -100,6 +103,7 @@ class TwoTower(Adapter):
         classifier: Literal["none", "new"] = "none",
         zero_shot: ZeroShotOptions | None = None,
         image: ImageOptions | None = None,
+        inherit: InheritOptions | None = None,
         class_names: Injected[list[str] | None] = None,
         fields: Injected[Fields | None] = None,
         loading: Injected[Loading] = "weights",
@@ -127,6 +131,8 @@ class TwoTower(Adapter):
                 raise ConfigError("classifier: the number of classes is not known here; use 'none'")
             self.classifier = nn.Linear(self.model.width, num_classes)
         self.add_zero_shot(zero_shot, class_names, self._texts(None, "class names") if self.tokens else None)
+        if inherit is not None and loading == "weights":
+            take_over(self.model, inherit)
 
     def encode(self, modality: str, value: Any) -> Tensor:
         """Return the embedding `[B, D]` of prepared pictures, or of text vectors."""

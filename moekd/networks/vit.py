@@ -39,6 +39,7 @@ class VitEncoder(Encoder):
         pre_norm: normalise the tokens in front of the first layer too, as CLIP does.
         activation: `gelu`, or `quick_gelu` as in the first CLIP models.
         dropout: probability behind attention and perceptron.
+        epsilon: of the normalisations; 1e-6 in models of timm and DINO.
 
     Raises:
         ConfigError: sizes that do not fit together.
@@ -62,19 +63,22 @@ class VitEncoder(Encoder):
         pre_norm: bool = False,
         activation: Activation = "gelu",
         dropout: float = 0.0,
+        epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
             raise ConfigError(f"patch_size: expected a divisor of image_size = {image_size}, found {patch_size}")
         self.input_shape, self.pool, self.out_features = (in_channels, image_size, image_size), pool, width
-        self.patches = nn.Conv2d(in_channels, width, patch_size, patch_size, bias=False)
+        self.patches = nn.Conv2d(in_channels, width, patch_size, patch_size)
         places = (image_size // patch_size) ** 2 + (pool == "cls")
         self.cls = nn.Parameter(torch.randn(width) / width**0.5) if pool == "cls" else None
         self.positions = nn.Parameter(torch.randn(places, width) / width**0.5)
-        self.pre_norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
+        self.pre_norm = nn.LayerNorm(width, epsilon) if pre_norm else nn.Identity()
         wide = 4 * width if hidden is None else hidden
-        self.blocks = make_blocks(width, layers, heads, wide, head_width, activation, check_dropout("dropout", dropout))
-        self.norm = nn.LayerNorm(width)
+        self.blocks = make_blocks(
+            width, layers, heads, wide, head_width, activation, check_dropout("dropout", dropout), epsilon
+        )
+        self.norm = nn.LayerNorm(width, epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return one vector a picture.

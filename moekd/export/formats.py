@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic_directory
+from ..atomic import atomic_directory, write_text
 from ..errors import ConfigError, DataError, UnknownNameError, did_you_mean
 from .onnx_format import write_onnx
 from .open_clip_format import write_open_clip
 from .parts import parts_of
-from .student import CONFIG, load_student, read_student
+from .readme import usage
+from .student import CARD, CONFIG, load_student, read_student
 from .torch_program import write_program
 from .transformers_format import write_transformers
 
@@ -42,6 +45,7 @@ def export(
     *,
     opset: int | None = None,
     int8: bool = False,
+    seeds: Sequence[Path | str] = (),
 ) -> Path:
     """Export the student of a run; the command line calls this.
 
@@ -52,6 +56,7 @@ def export(
             `export/<format>` inside the run.
         opset: version of the ONNX operators (onnx).
         int8: also write weights of 8 bits (onnx).
+        seeds: finished runs of the same recipe with other seeds; the model card then tells means and intervals.
 
     Raises:
         UnknownNameError: unknown format, with the nearest names.
@@ -68,7 +73,28 @@ def export(
     if target.exists() or target.is_symlink():
         raise DataError(f"{target} exists already; it is not overwritten")
     target.parent.mkdir(parents=True, exist_ok=True)
-    return FORMATS[format](student, document, target, options)
+    with with_card(student, document, Path(run), seeds) as source:
+        return FORMATS[format](source, document, target, options)
+
+
+@contextmanager
+def with_card(student: Path, document: Mapping[str, Any], run: Path, seeds: Sequence[Path | str]) -> Iterator[Path]:
+    """Give the student's folder; with `seeds` a copy of it whose model card tells means and intervals.
+
+    Raises:
+        DataError: `run` is no run folder, or `seeds` are no runs of its recipe.
+    """
+    if not seeds:
+        yield student
+        return
+    from ..report import model_card
+
+    head = model_card(run, use=False, seeds=[Path(seed) for seed in seeds]).rstrip()
+    with tempfile.TemporaryDirectory(prefix="moekd-") as temporary:
+        copy = Path(temporary) / student.name
+        shutil.copytree(student, copy)
+        write_text(copy / CARD, f"{head}\n\n{usage(document, student.name, list(document.get('programs', {})))}")
+        yield copy
 
 
 def check_format(format: str) -> None:

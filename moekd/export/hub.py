@@ -49,6 +49,7 @@ def push(
     update: bool = False,
     dry_run: bool = False,
     endpoint: str | None = None,
+    seeds: Sequence[Path | str] = (),
     **options: Any,
 ) -> Upload:
     """Upload a run's student to the Hugging Face Hub.
@@ -61,7 +62,8 @@ def push(
         update: add a commit to a repository that exists; without it, such a repository is left as it is.
         dry_run: write and check all files, upload none.
         endpoint: address of the Hub; default that of huggingface_hub (`HF_ENDPOINT`).
-        options: of `export`.
+        seeds: finished runs of the same recipe with other seeds; the card then tells means and intervals.
+        options: of the format onnx, see `export`.
 
     Raises:
         ConfigError: a name that the Hub does not take, or formats that don't go together.
@@ -76,7 +78,7 @@ def push(
     if not dry_run and get_token() is None:
         raise DataError("no login for the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN")
     with tempfile.TemporaryDirectory(prefix="moekd-") as temporary:
-        folder = stage(Path(run), repo, formats, Path(temporary), options)
+        folder = stage(Path(run), repo, formats, Path(temporary), options, seeds)
         files = {
             path.relative_to(folder).as_posix(): path.stat().st_size
             for path in sorted(folder.rglob("*"))
@@ -100,12 +102,19 @@ def check_repo(repo: str) -> None:
         raise ConfigError(f"repo: expected owner/name, found '{repo}'")
 
 
-def stage(run: Path, repo: str, formats: Sequence[str], temporary: Path, options: dict[str, Any]) -> Path:
+def stage(
+    run: Path,
+    repo: str,
+    formats: Sequence[str],
+    temporary: Path,
+    options: dict[str, Any],
+    seeds: Sequence[Path | str] = (),
+) -> Path:
     """Write the files of a repository into a folder and return it."""
     folder = temporary / "repository"
     for index, format in enumerate(formats):
         given = options if format == "onnx" else {}
-        export(run, format, folder if index == 0 else folder / format, **given)
+        export(run, format, folder if index == 0 else folder / format, seeds=seeds, **given)
     for card in folder.rglob(CARD):
         inside = card.parent.relative_to(folder).as_posix()
         write_text(card, _named(card.read_text(encoding="utf-8"), repo, inside))

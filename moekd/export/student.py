@@ -25,6 +25,7 @@ from ..errors import CheckpointError, ConfigError, DataError, ModelError
 from ..manifest import sha256_of
 from ..model import Model
 from .parts import NAMES, parts_of, scales
+from .portable import portable_options
 from .readme import default_card, usage
 from .torch_program import write_program
 
@@ -198,7 +199,8 @@ def _document(model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
     from ..config.spec import plain
 
     names = [str(name) for name in config["class_names"]]
-    network = {"options": {}, "context": {"num_classes": len(names)}, **config["network"]}
+    network = plain({"options": {}, "context": {"num_classes": len(names)}, **config["network"]})
+    network["options"] = portable_options(model.network, network["options"])
     return {
         **plain(config),
         "format": FORMAT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -21,6 +22,9 @@ from moekd.export import build_network, export, export_student, load_student, re
 from moekd.export.parts import Part
 from moekd.export.torch_program import check_program, write_program
 from moekd.model import Model
+
+from ..report.example_run import write_example_run
+from .students import CLIP, write_student
 
 FIELDS = {
     "image": {"shape": [1, 28, 28], "dtype": "float32", "modality": "image", "mean": [0.13], "std": [0.31]},
@@ -356,3 +360,52 @@ def test_export_command_formats(tmp_path):
         export(tmp_path / "run", "safetensor")
     with pytest.raises(DataError, match="no student in"):
         export(tmp_path)
+
+
+def test_first_weights_are_not_needed_again(tmp_path):
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    preprocess = {"mean": [0.1, 0.2, 0.3], "std": [0.5] * 3, "resize_mode": "squash"}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP, "preprocess_cfg": preprocess}))
+    first = build_network({"kind": "open_clip", "options": {"model": CLIP}, "context": {"num_classes": 1}})
+    safetensors.torch.save_file(first.model.state_dict(), folder / "open_clip_model.safetensors")
+    options = {"model": str(folder), "options": {"force_quick_gelu": True}}
+    run = write_student(tmp_path / "run", "open_clip", ["image", "caption"], options)
+    before = load_student(run)
+    image, texts = torch.randn(2, 3, 20, 20), ["a cat", "two dogs"]
+    expected = before(image, texts)["embeddings"]
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    again = load_student(run)
+    assert again.settings == before.settings
+    assert again.settings.mean == (0.1, 0.2, 0.3)
+    for modality, value in again(image, texts)["embeddings"].items():
+        assert torch.equal(value, expected[modality])
+    assert str(tmp_path) not in (run / "student" / "config.json").read_text()
+
+
+def test_a_student_of_several_programs(tmp_path, clip_run):
+    with pytest.raises(ConfigError, match=r"several programs \(image_encoder, text_encoder\); name a folder"):
+        export(clip_run, "torch_export", tmp_path / "one.pt2")
+    folder = export(clip_run, "torch_export", tmp_path / "programs")
+    assert sorted(path.name for path in folder.iterdir()) == ["image_encoder.pt2", "text_encoder.pt2"]
+    image, student = torch.randn(5, 3, 20, 20), load_student(clip_run)
+    said = torch.export.load(folder / "image_encoder.pt2").module()(image)
+    expected = student(image, ["a"] * 5)
+    torch.testing.assert_close(said["image_embeds"], expected["embeddings"]["image"])
+    torch.testing.assert_close(said["logits"], expected["logits"])
+
+
+def test_a_card_over_several_seeds_goes_along(tmp_path, timm_run):
+    runs = [write_example_run(tmp_path / f"run{seed}", seed=seed) for seed in (0, 1)]
+    shutil.copytree(timm_run / "student", runs[0] / "student")
+    before = (runs[0] / "student" / "README.md").read_text()
+    folder = export(runs[0], "transformers", seeds=runs[1:])
+    card = (folder / "README.md").read_text()
+    assert "## Over 2 seeds" in card
+    assert card.count("## Use\n") == 1
+    assert "AutoModelForImageClassification" in card
+    assert (runs[0] / "student" / "README.md").read_text() == before
+    with pytest.raises(DataError, match="is not a run folder"):
+        export(timm_run, "transformers", tmp_path / "x", seeds=runs[1:])

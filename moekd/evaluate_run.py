@@ -9,17 +9,19 @@ from typing import Any
 import torch
 
 from .config import build, load_config, parse_recipe
-from .data import DATASETS, Dataset, make_loader, with_policy
+from .data import DATASETS, Dataset
 from .errors import ConfigError, DataError
-from .evaluation import evaluate_model
 from .export import load_student, read_student
+from .measure_embeddings import Place
+from .measure_models import Measurement
 from .model import Model
+from .recipe import Recipe
 
 
 def evaluate_run(
     run: Path | str, overrides: Sequence[str] = (), splits: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Return the metrics of a run's student by split.
+    """Return the metrics of a run's student by split, those of its embeddings with them.
 
     Args:
         run: run folder.
@@ -42,16 +44,7 @@ def evaluate_run(
         raise ConfigError(f"data: the student of {folder} knows other classes than this data set (or another order)")
     student = Model(load_student(folder), document["inputs"])
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.device != "cpu" else "cpu")
-    student.to(device).eval()
-    results = {}
-    for name in splits or config.evaluation.splits:
-        split = with_policy(dataset.split(name), config.data.on_bad_sample, config.data.max_bad_fraction)
-        loader = make_loader(split, config.evaluation.batch_size, shuffle=False, num_workers=config.data.num_workers)
-        results[name] = evaluate_model(
-            lambda batch: student(batch).require_logits("evaluate"),
-            loader,
-            len(dataset.class_names),
-            device,
-            dataset.void_class,
-        )
-    return results
+    data = Recipe(config, source).run_data(dataset)
+    wanted = list(splits or config.evaluation.splits)
+    measurement = Measurement(data, Place(device), {"student": student.to(device).eval()}, {}, wanted[0])
+    return {name: measurement.split(name)[0]["student"] for name in wanted}

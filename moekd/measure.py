@@ -11,6 +11,7 @@ from .cache import Needs, SignalCache, SignalStore, TeacherPass
 from .evaluation import RoutingStatistics
 from .evaluation.evaluate import to_device
 from .examples import write_examples
+from .measure_embeddings import Place
 from .measure_models import Measurement
 from .model import Model
 from .program import Phase, Program
@@ -43,7 +44,8 @@ def measure(
     teachers = {name: program.pool.teacher(name) for name in program.pool.names}
     test: dict[str, Any] = {}
     embeddings: dict[str, Any] = {}
-    measurement = Measurement(program.data, accelerator, models, teachers, program.test_splits[0])
+    place = Place(accelerator.device, accelerator.process_index, accelerator.num_processes)
+    measurement = Measurement(program.data, place, models, teachers, program.test_splits[0])
     for split in program.test_splits:
         progress.start(f"test on '{split}'", 1)
         known = _stored(program, accelerator, measurement.classifiers, split, store)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
@@ -31,20 +30,26 @@ from .stages import RunData
 Value = TypeVar("Value")
 
 
+class Place(NamedTuple):
+    """Where to measure: device, index of this process, number of processes."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+
 class EmbeddingMeasure:
     """Measures the models of a run by their embeddings.
 
     Args:
         data: splits.
-        accelerator: device and processes.
+        place: device and processes.
         settings: what is measured.
         teachers: frozen models that give embeddings, by name.
     """
 
-    def __init__(
-        self, data: RunData, accelerator: Accelerator, settings: EmbeddingSettings, teachers: Mapping[str, Model]
-    ) -> None:
-        self.data, self.accelerator, self.settings, self.teachers = data, accelerator, settings, dict(teachers)
+    def __init__(self, data: RunData, place: Place, settings: EmbeddingSettings, teachers: Mapping[str, Model]) -> None:
+        self.data, self.place, self.settings, self.teachers = data, place, settings, dict(teachers)
         self.labelled, self.fit = self._training_rows()
         self.probes: dict[str, Probes | None] = {}
         self.vectors: dict[str, Tensor | None] = {}
@@ -75,7 +80,7 @@ class EmbeddingMeasure:
     def _measure(self, name: str, embedded: Embedded, teachers: Mapping[str, Embedded]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if self.settings.retrieval:
-            found["retrieval"] = measure_retrieval(embedded, self.accelerator.device)
+            found["retrieval"] = measure_retrieval(embedded, self.place.device)
         vectors, probes = self.vectors.get(name), self.probes.get(name)
         if vectors is not None:
             found["zero_shot"] = measure_zero_shot(embedded, vectors)
@@ -102,12 +107,12 @@ class EmbeddingMeasure:
         return found
 
     def _embed(self, name: str, model: Model, split: Split) -> Embedded:
-        model.to(self.accelerator.device).eval()
+        model.to(self.place.device).eval()
         collector = Collector(model.inputs, self.settings.fields, self.settings.same)
-        accelerator, classes = self.accelerator, self.data.num_classes
-        loader = self.data.eval_loader(split, accelerator.process_index, accelerator.num_processes)
-        evaluate_signals(lambda b: _without_logits(model, b), loader, classes, accelerator.device, collector)
-        embedded = collector.result(accelerator.device)
+        place, classes = self.place, self.data.num_classes
+        loader = self.data.eval_loader(split, place.rank, place.world)
+        evaluate_signals(lambda b: _without_logits(model, b), loader, classes, place.device, collector)
+        embedded = collector.result(place.device)
         embedded.check_finite(f"'{name}' on the training split")
         return embedded
 
@@ -120,10 +125,10 @@ class EmbeddingMeasure:
 
     def on_main(self, compute: Callable[[], Value]) -> Value:
         """Return what the main process computes, in every process; its error is raised everywhere."""
-        if self.accelerator.num_processes == 1:
+        if self.place.world == 1:
             return compute()
         box: list[Any] = [None]
-        if self.accelerator.is_main_process:
+        if self.place.rank == 0:
             try:
                 box = [compute()]
             except MoekdError as error:

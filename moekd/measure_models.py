@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 
 from .cache import SignalCache
 from .errors import ModelError
 from .evaluation import Collector, Embedded, evaluate_signals
 from .evaluation.embedding_metrics import flatten_metrics
 from .evaluation.evaluate import to_device
-from .measure_embeddings import EmbeddingMeasure
+from .measure_embeddings import EmbeddingMeasure, Place
 from .model import Batch, Model
 from .signals import Signals
 from .stages import RunData
@@ -33,7 +32,7 @@ class Measurement:
 
     Args:
         data: splits, and what is measured on embeddings.
-        accelerator: device and processes.
+        place: device and processes.
         students: models by name.
         teachers: frozen models by name.
         split: split of which two rows tell what models give.
@@ -49,15 +48,17 @@ class Measurement:
     def __init__(
         self,
         data: RunData,
-        accelerator: Accelerator,
+        place: Place,
         students: Mapping[str, Model],
         teachers: Mapping[str, Model],
         split: str,
     ) -> None:
-        self.data, self.accelerator, self.students = data, accelerator, dict(students)
+        self.data, self.place, self.students = data, place, dict(students)
         self.says = {name: abilities(model, data, split) for name, model in {**students, **teachers}.items()}
-        if mute := [name for name in students if not any(self.says[name])]:
-            raise ModelError(f"'{mute[0]}' can't be measured: it gives neither logits nor embeddings")
+        off = data.embeddings is None
+        if mute := [n for n in students if not self.says[n].classifies and (off or not self.says[n].embeds)]:
+            why = "evaluation.embeddings is off, and it gives no logits" if off else "it gives no logits, no embeddings"
+            raise ModelError(f"'{mute[0]}' can't be measured: {why}")
         self.teachers = {name: model for name, model in teachers.items() if any(self.says[name])}
         self.shown: Embedded | None = None
         self.embeddings: EmbeddingMeasure | None = None
@@ -65,7 +66,7 @@ class Measurement:
             return
         embedders = {name: model for name, model in self.models.items() if self.says[name].embeds}
         frozen = {name: model for name, model in embedders.items() if name in self.teachers}
-        self.embeddings = EmbeddingMeasure(data, accelerator, data.embeddings, frozen)
+        self.embeddings = EmbeddingMeasure(data, place, data.embeddings, frozen)
         for name, model in embedders.items():
             self.embeddings.prepare(name, model)
 
@@ -110,7 +111,7 @@ class Measurement:
         return {m: found[m] for m in order}, {m: parts[m] for m in order if m in parts}
 
     def _evaluate(self, name: str, split: str, known: SignalCache | None) -> tuple[dict[str, Any], Embedded | None]:
-        model, device = self.models[name].to(self.accelerator.device).eval(), self.accelerator.device
+        model, device = self.models[name].to(self.place.device).eval(), self.place.device
         classifies, keeps = self.says[name].classifies, self.embeds(name) or name in self.students
 
         def forward(batch: Batch) -> Signals:
@@ -121,7 +122,7 @@ class Measurement:
         fields, same = (None, None) if settings is None else (settings.fields, settings.same)
         keep = self.data.kept_ids(split) if keeps else ()
         collector = Collector(model.inputs, fields, same if self.embeds(name) else None, keep)
-        loader = self.data.eval_loader(split, self.accelerator.process_index, self.accelerator.num_processes)
+        loader = self.data.eval_loader(split, self.place.rank, self.place.world)
         classes, void = self.data.num_classes, self.data.void_class
         metrics = evaluate_signals(forward, loader, classes, device, collector, void)
         return metrics, collector.result(device) if keeps else None

@@ -89,7 +89,7 @@ class Recipe:
         """
         config, seed = self.config, self.config.seed
         dataset = build(config.data.spec, DATASETS, where="data") if dataset is None else dataset
-        data = self._data(dataset)
+        data = self.run_data(dataset)
         fingerprint = dataset.fingerprint()
         if config.data.corruptions:
             fingerprint += f"/{fingerprint_of(self._corruptions(), seed)}"
@@ -124,7 +124,8 @@ class Recipe:
             headline=config.evaluation.headline,
         )
 
-    def _data(self, dataset: Dataset) -> RunData:
+    def run_data(self, dataset: Dataset) -> RunData:
+        """Return the splits of a data set as this config wants them: policies, corruptions, labels, evaluation."""
         config = self.config.data
         splits: dict[str, Split] = {
             name: with_policy(split, config.on_bad_sample, config.max_bad_fraction)

@@ -19,12 +19,16 @@ def evaluate(
 ) -> None:
     """Measure the student of RUN again, also on other splits or changed data (`data.preset=easy`)."""
     from ..evaluate_run import evaluate_run
+    from ..report.measures import EMBEDDING, known_measures, measure_label
 
     results = evaluate_run(run, overrides or (), split or ())
-    table = Table("split", "accuracy", "balanced accuracy", "weighted F1", "loss", "samples")
-    for name, m in results.items():
-        numbers = [f"{100 * m[key]:.2f}" for key in ("accuracy", "balanced_accuracy", "weighted_f1")]
-        table.add_row(name, *numbers, f"{m['loss']:.4f}", str(m["n"]))
+    shares = known_measures(results.values(), ("accuracy", "balanced_accuracy", "weighted_f1", "miou", *EMBEDDING))
+    table = Table("measure", *results)
+    for key in shares:
+        table.add_row(measure_label(key), *(f"{100 * m[key]:.2f}" if key in m else "-" for m in results.values()))
+    if known_measures(results.values(), ("loss",)):
+        table.add_row("loss", *(f"{m['loss']:.4f}" if "loss" in m else "-" for m in results.values()))
+    table.add_row("samples", *(str(m.get("n", "-")) for m in results.values()))
     Console().print(table)
 
 
@@ -104,6 +108,9 @@ def export(
     output: Annotated[Path | None, typer.Option(help="Where to write, default inside of the run.")] = None,
     opset: Annotated[int | None, typer.Option(help="Version of the ONNX operators.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="ONNX: also write weights of 8 bits.")] = False,
+    seeds: Annotated[
+        list[Path] | None, typer.Option(metavar="RUN", help="Run with another seed, for intervals in the card.")
+    ] = None,
     repo: Annotated[str | None, typer.Option(help="hub: the repository, `owner/name`.")] = None,
     formats: Annotated[str, typer.Option(help="hub: formats to upload, with commas; the first at the top.")] = "",
     private: Annotated[bool, typer.Option("--private", help="hub: make a private repository.")] = False,
@@ -118,12 +125,14 @@ def export(
     if format != "hub":
         if repo or formats or private or update or dry_run:
             raise ConfigError("--repo, --formats, --private, --update and --dry-run go with --format hub")
-        typer.echo(f"exported: {run_export(run, format, output, opset=opset, int8=int8)}")
+        typer.echo(f"exported: {run_export(run, format, output, opset=opset, int8=int8, seeds=seeds or ())}")
         return
     if repo is None or output is not None:
         raise ConfigError("--format hub: expected --repo owner/name and no --output")
     chosen = [name.strip() for name in (formats or "safetensors").split(",")]
-    upload = push(run, repo, chosen, private=private, update=update, dry_run=dry_run, opset=opset, int8=int8)
+    upload = push(
+        run, repo, chosen, private=private, update=update, dry_run=dry_run, seeds=seeds or (), opset=opset, int8=int8
+    )
     for name, size in upload.files.items():
         typer.echo(f"{size:>12,}  {name}")
     typer.echo(f"would upload to {repo}" if upload.url is None else f"uploaded: {upload.url}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..atomic import write_text
@@ -17,9 +17,13 @@ from ..evaluation.statistics import mean_interval
 from .figures import PALETTE, Drawing, finish, shorten, slug, styled
 from .html import Cell, PageTable, render
 from .intervals import Entry, interval_figure
+from .measures import EMBEDDING, HEADLINES, capital, measure_label
 from .run import Run, number, read_run
 from .summary import duration
-from .table import Role, Row, count, decimal, p_value, percent, points, results_table, span
+from .table import Role, Row, count, decimal, known_numbers, p_value, percent, points, results_table, span
+
+#: Measures of embeddings that are tested besides the headline.
+COMPARED = ("retrieval_r1", "zero_shot_accuracy", "linear_probe_accuracy", "worst_teacher_r2")
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,19 @@ class Arm:
         """Return one number of each seed; seeds where it is unknown are left out."""
         return [value for value in map(read, self.rows.values()) if not math.isnan(value)]
 
+    @property
+    def measure(self) -> str:
+        """What the arm is compared by."""
+        return next((row.measure for row in self.rows.values()), "accuracy")
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """The paired difference between two arms over the seeds that both have; p is corrected within the split."""
+    """The paired difference of a measure between two arms over their shared seeds; p is corrected in the split."""
 
     left: Arm
     right: Arm
+    measure: str
     result: Difference
 
 
@@ -84,12 +94,12 @@ def arms_by_split(runs: Sequence[Run]) -> tuple[dict[str, list[Arm]], list[str]]
     """Sort the results of all runs into arms a split; return them with notes on runs that take no part."""
     titles = {(run.title, run.dataset) for run in runs}
     arms: dict[str, dict[tuple[str, str], Arm]] = {}
-    notes = []
+    measure, notes = _common_measure(runs)
     for run in runs:
         twice = sum(title == run.title for title, _ in titles) > 1
         group = f"{run.title} ({run.dataset})" if twice else run.title
         seed = str(run.results.get("seed", run.config.get("seed", "unknown")))
-        rows = results_table(run.results, run.teachers)
+        rows = [replace(row, measure=measure) for row in results_table(run.results, run.teachers)]
         if not rows:
             notes.append(f"{run.name} has no test results and takes no part.")
         for row in rows:
@@ -108,9 +118,29 @@ def comparisons(arms: Sequence[Arm]) -> list[Comparison]:
     students = [arm for arm in arms if arm.role == "student"]
     pairs = [(s, a) for s in students for a in arms if a.group == s.group and a.role == "baseline"]
     pairs += [(students[0], other) for other in students[1:]]
-    headlines = [({seed: row.headline for seed, row in arm.rows.items()} for arm in pair) for pair in pairs]
-    results = paired([(left, right) for left, right in headlines])
-    return [Comparison(*pair, result) for pair, result in zip(pairs, results, strict=True) if result is not None]
+    asked = [(*pair, measure) for measure in measures_of(arms) for pair in pairs]
+    values = [[{seed: row.number(key) for seed, row in arm.rows.items()} for arm in pair] for *pair, key in asked]
+    results = paired([(left, right) for left, right in values])
+    return [Comparison(*place, result) for place, result in zip(asked, results, strict=True) if result is not None]
+
+
+def measures_of(arms: Sequence[Arm]) -> list[str]:
+    """Return what arms are compared by: the headline, and the main measures of embeddings that students have."""
+    headline = next((arm.measure for arm in arms), "accuracy")
+    students = [row for arm in arms if arm.role == "student" for row in arm.rows.values()]
+    return list(dict.fromkeys([headline, *known_numbers(students, COMPARED)]))
+
+
+def _common_measure(runs: Sequence[Run]) -> tuple[str, list[str]]:
+    """Return what all runs are compared by, and a note where they are not about the same number."""
+    rows = [row for run in runs for row in results_table(run.results, run.teachers)]
+    own = list(dict.fromkeys(row.measure for row in rows))
+    if len(own) < 2:
+        return (own or ["accuracy"])[0], []
+    students = [row for row in rows if row.role == "student"]
+    shared = [name for name in (*own, *HEADLINES) if all(not math.isnan(row.number(name)) for row in students)]
+    chosen = (shared or own)[0]
+    return chosen, [f"These runs are about {', '.join(map(measure_label, own))}; compared is {measure_label(chosen)}."]
 
 
 def interval_plot(split: str, arms: Sequence[Arm]) -> Drawing:
@@ -125,8 +155,8 @@ def interval_plot(split: str, arms: Sequence[Arm]) -> Drawing:
         color = PALETTE[groups.index(arm.group) % len(PALETTE)]
         label = shorten(arm.name if arm.role == "student" else arm.model, 28)
         entries.append(Entry(label, values, mean, low, high, color, "D" if arm.role == "student" else "s"))
-    dense = any(row.dense for arm in shown for row in arm.rows.values())
-    figure = interval_figure(entries, "mIoU" if dense else "accuracy", lambda value: f"{100 * value:g}%")
+    label = measure_label(next((arm.measure for arm in shown), "accuracy"))
+    figure = interval_figure(entries, label, lambda value: f"{100 * value:g}%")
     words = "; ".join(f"{arm.name} {percent(mean_interval(arm.values(_headline)).mean)}" for arm in reversed(shown))
     caption = f"{split}: seeds (dots), mean and 95% interval; diamonds are students, squares baselines"
     caption += " in the colour of their group" if len(groups) > 1 else ""
@@ -134,18 +164,28 @@ def interval_plot(split: str, arms: Sequence[Arm]) -> Drawing:
 
 
 def _means(split: str, arms: Sequence[Arm]) -> PageTable:
-    dense = any(row.dense for arm in arms for row in arm.rows.values())
-    measure = "mIoU" if dense else "Accuracy"
-    header = ["Group", "Model", "Role", "Seeds", f"{measure}, mean", "95% interval", "SD, points"]
-    header += ["Balanced accuracy", "Weighted F1", "Loss", "Parameters"]
+    measure = next((arm.measure for arm in arms), "accuracy")
+    everyone = [row for arm in arms for row in arm.rows.values()]
+    others = known_numbers(everyone, ("accuracy", "balanced_accuracy", "weighted_f1", *EMBEDDING))
+    others = [name for name in others if name != measure]
+    losses = known_numbers(everyone, ("loss",))
+    header = [
+        "Group",
+        "Model",
+        "Role",
+        "Seeds",
+        f"{capital(measure_label(measure))}, mean",
+        "95% interval",
+        "SD, points",
+    ]
+    header += [*(capital(measure_label(name)) for name in [*others, *losses]), "Parameters"]
     rows = []
     for arm in arms:
         values = arm.values(_headline)
         if not values:
             continue
         mean, low, high, sd = mean_interval(values)
-        others = [_mean(arm.values(read)) for read in (lambda r: r.balanced_accuracy, lambda r: r.weighted_f1)]
-        loss = _mean(arm.values(lambda row: row.loss))
+        means = {name: _mean(arm.values(_reader(name))) for name in [*others, *losses]}
         parameters = next((row.parameters for row in arm.rows.values()), None)
         spread = math.nan if sd is None else sd
         cells = [Cell(arm.group), Cell(arm.model), Cell(arm.role), Cell(str(len(values)), len(values))]
@@ -154,8 +194,8 @@ def _means(split: str, arms: Sequence[Arm]) -> PageTable:
             Cell(span(low, high, percent), number(low)),
             Cell(decimal(100 * spread, 2), spread),
         ]
-        cells += [Cell(percent(value), value) for value in others]
-        cells += [Cell(decimal(loss), loss), Cell(count(parameters), number(parameters))]
+        cells += [Cell((decimal if name == "loss" else percent)(value), value) for name, value in means.items()]
+        cells.append(Cell(count(parameters), number(parameters)))
         rows.append(cells)
     strong = frozenset(i for i, row in enumerate(rows) if row[2].text == "student")
     return PageTable(f"{split}: means over seeds", header, rows, strong)
@@ -164,11 +204,15 @@ def _means(split: str, arms: Sequence[Arm]) -> PageTable:
 def _differences(split: str, compared: Sequence[Comparison]) -> PageTable | None:
     if not compared:
         return None
-    header = ["Student of", "Against", "Pairs", "Difference, points", "95% interval", "p", "p, Holm"]
+    several = len({found.measure for found in compared}) > 1
+    header = ["Student of", "Against", *(["Measure"] if several else []), "Pairs", "Difference, points"]
+    header += ["95% interval", "p", "p, Holm"]
     rows = []
     for found in compared:
         mean, low, high, p, p_holm, n = found.result
-        cells = [Cell(found.left.group), Cell(found.right.name), Cell(str(n), n), Cell(points(mean), mean)]
+        cells = [Cell(found.left.group), Cell(found.right.name)]
+        cells += [Cell(measure_label(found.measure))] if several else []
+        cells += [Cell(str(n), n), Cell(points(mean), mean)]
         cells += [
             Cell(span(low, high, points), number(low)),
             Cell(p_value(p), number(p)),
@@ -213,6 +257,10 @@ def _sentence(splits: dict[str, list[Arm]], compared: dict[str, list[Comparison]
 
 def _seeds(number: int) -> str:
     return "1 seed" if number == 1 else f"{number} seeds"
+
+
+def _reader(name: str) -> Callable[[Row], float]:
+    return lambda row: row.number(name)
 
 
 def _headline(row: Row) -> float:

@@ -107,7 +107,8 @@ def shift_table(rows: Sequence[Row]) -> PageTable | None:
         return None
     measures = known_numbers([row for row in rows if row.role == "student"], _with_headline(rows))
     by_place = {(row.split, row.model): row for row in rows}
-    table, strong = [], []
+    table: list[list[Cell]] = []
+    strong: list[int] = []
     for measure in measures:
         here = [row for row in rows if row.split == "test" and not math.isnan(row.number(measure))]
         for row in sorted(here, key=lambda row: (_ORDER[row.role], -row.number(measure))):

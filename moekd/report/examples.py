@@ -109,12 +109,22 @@ def draw_map(examples: Examples) -> list[Drawing]:
     table, place = np.array(points, dtype=np.float64), np.array(groups)
     figure, (axis,) = new_figure(3.9 + 0.2 * math.ceil((len(names) + 1) / 2))
     rest = (place < 0) | (place >= len(names))
-    axis.scatter(*table[rest].T, s=7, color=OTHERS, lw=0, label="others" if rest.any() else None, zorder=1)
+    axis.scatter(
+        table[rest, 0], table[rest, 1], s=7, color=OTHERS, lw=0, label="others" if rest.any() else None, zorder=1
+    )
     markers = "osD^vP*Xh"
     for index, name in enumerate(names):
         chosen = table[place == index]
         axis.scatter(
-            *chosen.T, s=10, color=COLORS[index], marker=markers[index], lw=0, alpha=0.75, label=shorten(name), zorder=2
+            chosen[:, 0],
+            chosen[:, 1],
+            s=10,
+            color=COLORS[index],
+            marker=markers[index],
+            lw=0,
+            alpha=0.75,
+            label=shorten(name),
+            zorder=2,
         )
     variance = [*numbers(examples.map.get("variance")), math.nan, math.nan]
     axis.set_xlabel(f"first component, {percent(variance[0], 0)} of the variance")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 Fetch = Callable[[str, Path, int], dict[str, Any]]
 _ABANDONED_AFTER = 24 * 3600
+_OURS = re.compile(r"[0-9a-f]{16}-")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}-.+\.tmp")
 
 
 class ShardCache:
@@ -90,9 +93,9 @@ class ShardCache:
                     f"{self._place(address).name}* in {self.folder} and start the run anew"
                 )
             self._make_room(temporary.stat().st_size)
-            os.replace(temporary, place)
             if before is None:
                 write_json(self._stamp(address), stamp)
+            os.replace(temporary, place)
         except OSError as error:
             raise DataError(f"{address} can't be kept in {self.folder}: {error.strerror or error}") from error
         finally:
@@ -100,24 +103,30 @@ class ShardCache:
         logger.info("fetched %s", address)
 
     def _make_room(self, needed: int) -> None:
-        """Delete the files that were read longest ago until `needed` bytes fit."""
+        """Delete the files that were read longest ago until `needed` bytes fit; files of others are left alone."""
         files = []
         for path in self.folder.iterdir():
+            left_behind = _TEMPORARY.fullmatch(path.name)
+            if not left_behind and not (_OURS.match(path.name) and self._has_stamp(path)):
+                continue
             try:
                 facts = path.stat()
             except FileNotFoundError:
                 continue
-            if path.name.endswith(".tmp") and path.name.startswith("."):
-                if time.time() - facts.st_mtime > _ABANDONED_AFTER:
-                    path.unlink(missing_ok=True)
-            elif ".about." not in path.name and not path.name.endswith((".json", ".lock")):
+            if not left_behind:
                 files.append((facts.st_mtime_ns, facts.st_size, path))
+            elif time.time() - facts.st_mtime > _ABANDONED_AFTER:
+                path.unlink(missing_ok=True)
         total = sum(size for _, size, _ in files) + needed
         for _, size, path in sorted(files):
             if total <= self.limit:
                 break
             path.unlink(missing_ok=True)
             total -= size
+
+    @staticmethod
+    def _has_stamp(path: Path) -> bool:
+        return path.with_name(f"{path.name}.stamp.json").is_file()
 
 
 def read_json(path: Path) -> Any:

@@ -127,6 +127,7 @@ class StreamedTable(Table):
         self.groups = [(f, g) for f, meta in enumerate(self.metadata) for g in range(meta.num_row_groups)]
         sizes = [self.metadata[f].row_group(g).num_rows for f, g in self.groups]
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.firsts = np.cumsum([0, *(meta.num_rows for meta in self.metadata)])
         self.schema = self.metadata[0].schema.to_arrow_schema()
         files = [shard.file for shard in shards if isinstance(shard, LocalShard)]
         super().__init__(files, folder, self.schema.names, int(self.starts[-1]))
@@ -141,6 +142,12 @@ class StreamedTable(Table):
     def identity(self) -> Any:
         """Return the sha256 of files on disk, and the addresses of remote ones, which name a commit."""
         return [file_digest(s.file) if isinstance(s, LocalShard) else s.name for s in self.shards]
+
+    def describe(self, row: int, paths: Sequence[str]) -> str:
+        """Return the file, the row in it, and what the columns of paths say there."""
+        number = int(np.searchsorted(self.firsts, row, side="right")) - 1
+        said = super().describe(row, paths).removeprefix(f"{self.name} row {row}")
+        return f"{self.shards[number].name} row {row - int(self.firsts[number])}{said}"
 
     def arrow(self, rows: Ids, columns: Sequence[str]) -> pa.Table:
         """Read the row groups that hold the rows."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import datasets
 import huggingface_hub
 import pyarrow as pa
@@ -72,6 +77,7 @@ def test_a_folder_in_the_layout_of_the_hub(folder, tmp_path, streaming):
     assert sorted(seen) == list(range(24))
     assert seen != sorted(seen)
     assert (data.splits["train"].blocks is None) != streaming
+    assert data.splits["train"].describe(20).endswith("split 'train' row 20" if not streaming else "3.parquet row 4")
     said = data.splits["test"].describe(int(data.splits["test"].ids[3]))
     assert said.endswith("test-00000-of-00001.parquet row 3" if streaming else "split 'test' row 3")
 
@@ -139,3 +145,20 @@ def test_streaming_reads_parquet_with_the_same_columns_only(tmp_path):
     (odd / "train-00001-of-00002.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="can't be read as parquet"):
         open_set(odd, tmp_path, streaming=True, fields={"text": TextField()}, label=None)
+
+
+def test_download_through_the_client_of_the_hub(folder, tmp_path):
+    """Against a server on this machine, in a process of its own, since the client reads its address when imported."""
+    script = Path(__file__).with_name("hub_server.py")
+    command = [sys.executable, str(script), str(folder), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for said in found.values():
+        assert said["rows"] == {"train": 24, "val": 8, "test": 8}
+        assert said["classes"] == ["cat", "dog", "emu"]
+        assert said["red"] == [0.0, 11.0, 23.0]
+        assert said["label"] == [0, 2, 2]
+    assert found["streamed0"]["described"].endswith(f"me/birds@{COMMIT}/data/train-00002-of-00003.parquet row 4")
+    assert [found[name]["fetched"] for name in ("streamed0", "streamed1")] == [5, 0], "each file once"
+    assert found["streamed0"]["fingerprint"] == found["streamed1"]["fingerprint"]

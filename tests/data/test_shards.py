@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -102,6 +103,24 @@ def test_the_file_read_longest_ago_goes(server, tmp_path):
     assert kept(tmp_path) == ["a.tar", "c.tar"]
     with pytest.raises(DataError, match=r"has 1000 bytes, more than the cache may hold \(900\): raise 'cache_gb'"):
         cache(tmp_path, limit=900).path(f"{server.address}/b.tar")
+
+
+def test_files_of_others_are_left_alone(server, tmp_path):
+    folder = tmp_path / "cache"
+    (folder / "datasets").mkdir(parents=True)
+    others = [folder / "notes.txt", folder / "0123456789abcdef-mine.tar", folder / ".x.tmp"]
+    for path in others:
+        path.write_bytes(b"x" * 5000)
+        os.utime(path, (0, 0))
+    old = folder / ".0123456789abcdef-a.tar.1.0a0a0a0a.tmp"
+    old.write_bytes(b"left behind")
+    os.utime(old, (0, 0))
+    for name in "abc":
+        (server.folder / f"{name}.tar").write_bytes(name.encode() * 1000)
+        cache(tmp_path, limit=1500).path(f"{server.address}/{name}.tar")
+    assert all(path.is_file() for path in others)
+    assert not old.exists()
+    assert [path.name[17:] for path in folder.glob("*-?.tar")] == ["c.tar"]
 
 
 def test_a_file_that_changed_on_the_server_is_refused(server, tmp_path):

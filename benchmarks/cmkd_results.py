@@ -52,7 +52,7 @@ def read_cmkd(request: Request, runs: Path) -> list[Row]:
             if method is None:
                 continue
             choice = choices[method.title]
-            extra = {"cell": name, "method": method.name, "form": method.form, "title": method.title}
+            extra: Row = {"cell": name, "method": method.name, "form": method.form, "title": method.title}
             extra |= {"weight": choice.weight, "teacher": choice.teacher}
             if row["status"] == "done":
                 extra["validation"] = validation_metric(folder / row["key"], metric)

@@ -294,6 +294,7 @@ def _filled(value: Any, cell: CellConfig, choice: Choice) -> Any:
         "teachers.$cross": f"teachers.{cell.cross}",
         "$teachers": list(cell.config["teachers"]),
         "$w": choice.weight,
+        "$dense": cell.gate is not None,
         "$teacher_epochs": cell.epochs.teachers,
         "$sum": cell.epochs.teachers + cell.epochs.student,
         "$half": half,

@@ -30,12 +30,10 @@ def column_range(array: NDArray[Any], axis: int | None = None, chunk: int = 256)
         axis: axis that is kept (1: per channel); None: of everything.
         chunk: rows read at a time.
     """
-    low: NDArray[Any] | None = None
-    high: NDArray[Any] | None = None
+    lows, highs = [], []
     for start in range(0, len(array), chunk):
         part = np.asarray(array[start : start + chunk], dtype=np.float32)
         others = tuple(i for i in range(part.ndim) if i != axis)
-        least, most = part.min(axis=others), part.max(axis=others)
-        low = least if low is None else np.minimum(low, least)
-        high = most if high is None else np.maximum(high, most)
-    return np.atleast_1d(low).tolist(), np.atleast_1d(high).tolist()
+        lows.append(np.atleast_1d(part.min(axis=others)))
+        highs.append(np.atleast_1d(part.max(axis=others)))
+    return np.min(lows, axis=0).tolist(), np.max(highs, axis=0).tolist()

@@ -7,6 +7,7 @@ Sample Propagation along the Audio-Visual Event Line", TPAMI 2022. Nothing of th
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,8 +86,8 @@ class VggSound50k(Dataset):
         labels = np.array(load_array(self.root / "label.npy"), dtype=np.int64)
         names = list(self.manifest["videos"])
         scales = self.manifest["ranges"]
-        transforms = {
-            "visual": Between(*scales["visual"], order=(3, 0, 1, 2)),
+        transforms: dict[str, Callable[[NDArray[Any]], Tensor]] = {
+            "visual": Between(*scales["visual"], (3, 0, 1, 2)),
             "audio": Between(*scales["audio"]),
             "segments": to_float,
         }

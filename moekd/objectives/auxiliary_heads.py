@@ -106,6 +106,26 @@ def make_proxy(shape: Shape, num_classes: int) -> nn.Module:
     return nn.Sequential(*entry, nn.Linear(width, width), norm, nn.LeakyReLU(0.1), nn.Linear(width, num_classes))
 
 
+def make_dense_proxy(shape: Shape, num_classes: int) -> nn.Module:
+    """Return a proxy of C2KD for classes of pixels: 1 x 1 convolution, batch normalisation, ReLU, 1 x 1 convolution.
+
+    Args:
+        shape: `[C, H, W]`, without the batch axis.
+        num_classes: number of classes.
+
+    Raises:
+        ConfigError: another shape.
+    """
+    if len(shape) != 3:
+        raise ConfigError(f"no dense proxy for activations {list(shape)}; tap maps [C, H, W]")
+    layers: list[nn.Module] = [nn.Conv2d(shape[0], shape[0], 1), RowSafeBatchNorm2d(shape[0]), nn.ReLU()]
+    proxy = nn.Sequential(*layers, nn.Conv2d(shape[0], num_classes, 1))
+    for layer in proxy:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return proxy
+
+
 class MeanOverTokens(nn.Module):
     """Mean of `[B, N, D]` over the tokens."""
 

@@ -1,7 +1,7 @@
 """Customised cross-modal distillation (Huo et al., "C2KD: Bridging the Modality Gap for Cross-Modal Knowledge
 Distillation", CVPR 2024).
 
-Shapes: B batch, C classes.
+Shapes: B batch, C classes, P pixels.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..registry import Injected
 from ..routers import Shapes
 from ..signals import full_precision
-from .auxiliary_heads import make_proxy
+from .auxiliary_heads import make_dense_proxy, make_proxy
 from .base import OBJECTIVES, Loss, Objective
 from .inputs import TapPair, logits_of, targets_of
 from .kd import kd_kl
-from .kendall import kendall_tau_b
+from .kendall import kendall_tau_b, mean_tau_b
 
 if TYPE_CHECKING:
     from ..step import Step
@@ -70,6 +71,9 @@ class BidirectionalProxies(Objective):
         teacher_tap: tap of the teacher.
         threshold: smallest rank correlation that is not enough.
         target_handling: `zero` (released code) or `exclude` (paper's description).
+        dense: classes of pixels: proxies give maps, which are brought to the size of the logits; every loss is the mean
+            over the pixels, and an image takes part in NT where the mean rank correlation of its pixels is above the
+            threshold (the benchmark's code lets all images take part as soon as one does).
         num_classes: number of classes.
         shapes: sizes of the taps.
     """
@@ -83,33 +87,45 @@ class BidirectionalProxies(Objective):
         teacher_tap: str,
         threshold: float = 0.0,
         target_handling: TargetHandling = "zero",
+        dense: bool = False,
         num_classes: Injected[int] = 0,
         shapes: Injected[Shapes | None] = None,
     ) -> None:
         super().__init__()
-        self.teacher, self.threshold, self.target_handling = teacher, threshold, target_handling
+        self.teacher, self.threshold, self.target_handling, self.dense = teacher, threshold, target_handling, dense
         self.taps = TapPair("c2kd", student_tap, teacher_tap, teacher, shapes)
         (teacher_shape,) = self.taps.teachers().values()
-        self.student_proxy = make_proxy(self.taps.student_shape(), num_classes)
-        self.teacher_proxy = make_proxy(teacher_shape, num_classes)
+        make = make_dense_proxy if dense else make_proxy
+        self.student_proxy = make(self.taps.student_shape(), num_classes)
+        self.teacher_proxy = make(teacher_shape, num_classes)
 
     def forward(self, step: Step) -> Mapping[str, Loss]:
         """Return `{"c2kd/teacher_proxy", "c2kd/student_proxy", "c2kd/non_target"}`, each `[B]`."""
         student, teacher = step.student, step.signals(self.teacher)
         mine, other = self.taps.features(self.teacher, student, teacher)
         h_s, h_t = self.student_proxy(mine), self.teacher_proxy(other)
-        o_s, o_t = logits_of(student, teacher, "c2kd", dense=False)
-        target_B = targets_of(step.batch, o_t)
-        mask_B = kendall_tau_b(h_t, h_s) > self.threshold
-        crossed = [
-            non_target_kl(learner, goal, target_B, mask_B, self.target_handling)
-            for learner, goal in ((h_s, h_t), (h_t, h_s))
-        ]
+        o_s, o_t = logits_of(student, teacher, "c2kd", dense=self.dense)
+        target = targets_of(step.batch, o_t)
+        if self.dense:
+            h_s, h_t = (F.interpolate(h, o_s.shape[2:], mode="bilinear", align_corners=False) for h in (h_s, h_t))
+            mask_B = mean_tau_b(h_t, h_s) > self.threshold
+        else:
+            mask_B = kendall_tau_b(h_t, h_s) > self.threshold
+        crossed = [self._crossed(learner, goal, target, mask_B) for learner, goal in ((h_s, h_t), (h_t, h_s))]
         return {
             "c2kd/teacher_proxy": _both_ways(h_t, o_t),
             "c2kd/student_proxy": _both_ways(h_s, o_s),
             "c2kd/non_target": crossed[0] + crossed[1],
         }
+
+    def _crossed(self, learner: Tensor, goal: Tensor, target: Tensor, mask_B: Tensor) -> Tensor:
+        """Return `non_target_kl` of every instance, for dense logits its mean over the pixels, `[B]`."""
+        if not self.dense:
+            return non_target_kl(learner, goal, target, mask_B, self.target_handling)
+        pixels = target[0].numel()
+        rows = [x.flatten(2).movedim(1, 2).flatten(0, 1) for x in (learner, goal)]
+        losses = non_target_kl(*rows, target.flatten(), mask_B.repeat_interleave(pixels), self.target_handling)
+        return losses.view(-1, pixels).mean(dim=1)
 
     def variants(self, pool: TeacherPool) -> Sequence[str]:
         """Return the teacher."""

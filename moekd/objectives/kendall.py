@@ -9,6 +9,17 @@ import torch
 from torch import Tensor
 
 
+def mean_tau_b(a_BCN: Tensor, b_BCN: Tensor, rows: int = 4096) -> Tensor:
+    """Mean of `kendall_tau_b` over the positions of every instance, `[B]`; `rows` positions are compared at a time.
+
+    Shape:
+        a_BCN, b_BCN: `[B, C, ...]`.
+    """
+    flat = [x.flatten(2).movedim(1, 2).flatten(0, 1) for x in (a_BCN, b_BCN)]
+    parts = [kendall_tau_b(a, b) for a, b in zip(flat[0].split(rows), flat[1].split(rows), strict=True)]
+    return torch.cat(parts).view(a_BCN.shape[0], -1).mean(dim=1)
+
+
 def kendall_tau_b(a_BC: Tensor, b_BC: Tensor) -> Tensor:
     """Kendall's tau-b of every two rows, `[B]` in [-1, 1]: concordant minus discordant pairs of columns, corrected for
     ties; 0 where a row is constant.

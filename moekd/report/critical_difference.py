@@ -120,7 +120,7 @@ def wilcoxon_p(scores_NK: NDArray[np.float64]) -> NDArray[np.float64]:
 def groups_of(alike_KK: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
     """Return the maximal runs of at least 2 neighbours that are all alike; runs inside of another one are left out."""
     size = len(alike_KK)
-    runs = []
+    runs: list[tuple[int, int]] = []
     for first in range(size):
         last = first
         while last + 1 < size and bool(alike_KK[first : last + 2, first : last + 2].all()):

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from moekd.errors import ConfigError
+from moekd.model import Model
 from moekd.objectives import BidirectionalProxies, kd_kl, kendall_tau_b, non_target_kl, reduce
+from moekd.objectives.kendall import mean_tau_b
+from moekd.routers import Shapes
+from moekd.teachers import Teacher, TeacherPool
 
-from ..builders import CLASSES, make_batch, make_step
+from ..builders import CLASSES, WIDTH, DenseMaps, make_batch, make_step, randomise
 from .distillers import VECTORS, pool_of, student_of
 
 
@@ -88,3 +92,47 @@ def test_small_batches_are_finite(rows: int) -> None:
 def test_taps_are_checked() -> None:
     with pytest.raises(ConfigError, match="'fc7' is no tap of the teacher 't0'"):
         BidirectionalProxies("t0", "fc1", "fc7", num_classes=CLASSES, shapes=VECTORS)
+
+
+def dense_step(size: int = 4):
+    """Return a dense objective on maps, and a step with a student and a teacher of pixels."""
+    shapes = Shapes(taps={"conv": (WIDTH, 8, 8)}, teachers={"t0": {"conv": (WIDTH, 8, 8)}})
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        loss = BidirectionalProxies("t0", "conv", "conv", dense=True, num_classes=CLASSES, shapes=shapes)
+    teacher = Teacher(randomise(DenseMaps(), 4), ["image"], ["conv"], name="t0")
+    student = Model(randomise(DenseMaps(), 5), ["image"], ["conv"])
+    batch = make_batch(size) | {"label": torch.randint(0, CLASSES, (size, 8, 8))}
+    return loss.eval(), make_step(TeacherPool({"t0": teacher}), None, batch, student, features=True)
+
+
+def test_the_dense_form_is_the_mean_over_pixels_of_the_images_that_agree() -> None:
+    loss, step = dense_step()
+    terms = loss(step)
+    h_s = loss.student_proxy(step.student.features["conv"])
+    h_t = loss.teacher_proxy(step.signals("t0").features["conv"])
+    crossed = []
+    for b in range(4):
+        a, c = (h[b].flatten(1).T for h in (h_s, h_t))
+        agrees = kendall_tau_b(c, a).mean() > 0
+        target, mask = step.batch["label"][b].flatten(), agrees.expand(64)
+        crossed.append(non_target_kl(a, c, target, mask).mean() + non_target_kl(c, a, target, mask).mean())
+    torch.testing.assert_close(terms["c2kd/non_target"], torch.stack(crossed))
+    assert terms["c2kd/student_proxy"].shape == (4,)
+    torch.testing.assert_close(
+        terms["c2kd/student_proxy"], kd_kl(h_s, step.student.logits, 1.0) + kd_kl(step.student.logits, h_s, 1.0)
+    )
+
+
+def test_maps_of_another_size_are_brought_to_the_size_of_the_logits() -> None:
+    loss, step = dense_step()
+    step.student.features["conv"] = step.student.features["conv"][:, :, ::2, ::2]
+    assert all(term.isfinite().all() for term in loss(step).values())
+    with pytest.raises(ConfigError, match="no dense proxy"):
+        BidirectionalProxies("t0", "fc1", "fc1", dense=True, num_classes=CLASSES, shapes=VECTORS)
+
+
+def test_mean_rank_correlation_in_parts() -> None:
+    a, b = torch.randn(2, 3, 5, 2, 4)
+    whole = torch.stack([kendall_tau_b(a[i].flatten(1).T, b[i].flatten(1).T).mean() for i in range(3)])
+    torch.testing.assert_close(mean_tau_b(a, b, rows=7), whole)

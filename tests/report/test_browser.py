@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import CONTRAST, STICKING_OUT, Browser
+from example_embeddings import add_embeddings
 from example_run import write_example_run
 
 from moekd.report import compare_report, write_report
@@ -21,9 +22,8 @@ STATES = f"[...{TABLE}.tHead.rows[0].cells].map(c => c.getAttribute('aria-sort')
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "run":
-        return write_report(
-            write_example_run(folder / "run", classes=[f"a rather long class name {i}" for i in range(40)])
-        )
+        names = [f"a rather long class name {i}" for i in range(40)]
+        return write_report(add_embeddings(write_example_run(folder / "run", classes=names)))
     if request.param == "compare":
         runs = [write_example_run(folder / f"{t}{s}", title=t, seed=s) for t in ("routed", "alone") for s in range(3)]
         return compare_report(runs, folder / "compare.html")

@@ -93,6 +93,35 @@ def test_loss_and_gradients_are_those_of_the_plain_step(micro: int) -> None:
         torch.testing.assert_close(found[name], gradient, atol=1e-10, rtol=1e-8)
 
 
+class Deep(nn.Module):
+    """Many layers before a small embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [layer for _ in range(10) for layer in (nn.Linear(64, 64), nn.Tanh())]
+        self.body, self.text = nn.Sequential(nn.Linear(8, 64), *layers, nn.Linear(64, 4)), nn.Linear(10, 4)
+
+    def forward(self, left_BD: Tensor, right_BD: Tensor) -> Signals:
+        return Signals(embeddings={"image": self.body(left_BD), "text": self.text(right_BD)})
+
+
+def test_activations_are_forgotten_between_the_forwards() -> None:
+    """Numbers that wait for the backward pass: those of ten layers, or none but the losses' own."""
+    kept = []
+    for micro in (None, 8):
+        models = Models(Model(Deep(), ["left", "right"]), TeacherPool({}))
+        step, numbers = TrainingStep(models, [WeightedObjective(Contrastive())], micro_batch=micro), [0]
+
+        def pack(value: Tensor, numbers: list[int] = numbers) -> Tensor:
+            numbers[0] += value.numel() * (not isinstance(value, nn.Parameter))
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            step(make_batch(32), Progress())
+        kept.append(numbers[0])
+    assert kept[1] < kept[0] / 3
+
+
 def test_every_forward_is_small_and_the_student_runs_twice() -> None:
     cached = step_of(4, Contrastive())
     gradients(cached)

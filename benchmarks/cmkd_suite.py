@@ -52,11 +52,11 @@ class Taps(Section):
 
     Attributes:
         student: of the student.
-        teachers: of all teachers.
+        teachers: of all teachers, or one a teacher.
     """
 
     student: str
-    teachers: str
+    teachers: str | dict[str, str]
 
 
 class CellConfig(Section):
@@ -291,6 +291,7 @@ def _filled(value: Any, cell: CellConfig, choice: Choice) -> Any:
         "$student_map": cell.maps.student if cell.maps else "",
         "$teacher_map": cell.maps.teachers if cell.maps else "",
         "$cross": cell.cross,
+        "$cross_tap": cell.taps.teachers if isinstance(cell.taps.teachers, str) else cell.taps.teachers[cell.cross],
         "teachers.$cross": f"teachers.{cell.cross}",
         "$teachers": list(cell.config["teachers"]),
         "$w": choice.weight,

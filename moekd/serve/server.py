@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 #: How the processes of a server with several learn what to serve.
 VARIABLE = "MOEKD_SERVE"
 CARD = "README.md"
+#: Seconds in which a process has to show that it lives; loading PyTorch on a busy machine takes longer than 5.
+PATIENCE = 60
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -87,7 +89,8 @@ def serve(
         os.environ[VARIABLE] = json.dumps(about)
         logger.info("%s on %s in %d processes (Ctrl+C stops)", title, place, workers)
         app_name = f"{__name__}:{worker_app.__name__}"
-        uvicorn.run(app_name, factory=True, workers=workers, fd=listener.fileno(), **options)
+        options |= {"workers": workers, "timeout_worker_healthcheck": PATIENCE}
+        uvicorn.run(app_name, factory=True, fd=listener.fileno(), **options)
 
 
 def make_app(

@@ -22,9 +22,17 @@ from moekd.serve.server import listening, serve
 from .conftest import encoded, files
 
 
+def healthy(client: httpx.Client) -> bool:
+    """Tell whether the server is ready."""
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 @contextmanager
-def command(run: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run `moekd serve` on a free port; yield the process and its address once it is ready."""
+def command(run: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """Run `moekd serve` on a free port; yield the process and a client once it is ready."""
     arguments = [sys.executable, "-m", "moekd", "serve", str(run), "--port", "0", "--threads", "1", *options]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     lines: list[str] = []
@@ -38,14 +46,11 @@ def command(run: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], s
             assert time.monotonic() < deadline, "".join(lines)
             place = re.search(r"http://127\.0\.0\.1:\d+", "".join(lines))
             time.sleep(0.02)
-        while True:
-            try:
-                if httpx.get(f"{place[0]}/health", trust_env=False).status_code == 200:
-                    break
-            except httpx.TransportError:
+        with httpx.Client(base_url=place[0], timeout=60, trust_env=False) as client:
+            while not healthy(client):
+                assert time.monotonic() < deadline, "".join(lines)
                 time.sleep(0.05)
-            assert time.monotonic() < deadline, "".join(lines)
-        yield process, place[0]
+            yield process, client
     finally:
         if process.poll() is None:
             process.kill()
@@ -55,18 +60,18 @@ def command(run: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], s
 
 def test_requests_that_have_begun_are_answered_before_the_end(classifier: Path) -> None:
     """SIGTERM comes while three requests wait for their batch: all are answered, and the exit code is 0."""
-    options = ("--max-wait-ms", "2500", "--max-batch", "64")
-    with command(classifier, *options) as (process, url):
+    options = ("--max-wait-ms", "4000", "--max-batch", "64")
+    with command(classifier, *options) as (process, client):
         answers: list[httpx.Response] = []
 
         def ask(seed: int) -> None:
-            answers.append(httpx.post(f"{url}/predict", files=files(encoded(seed)), timeout=60, trust_env=False))
+            answers.append(client.post("/predict", files=files(encoded(seed))))
 
         threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(3)]
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 30
-        while "moekd_active_requests 3" not in httpx.get(f"{url}/metrics", trust_env=False).text:
+        while "moekd_active_requests 3" not in client.get("/metrics").text:
             assert time.monotonic() < deadline, "the requests never arrived"
         process.send_signal(signal.SIGTERM)
         for thread in threads:
@@ -74,12 +79,12 @@ def test_requests_that_have_begun_are_answered_before_the_end(classifier: Path) 
         assert [answer.status_code for answer in answers] == [200, 200, 200]
         assert process.wait(60) == 0
         with pytest.raises(httpx.TransportError):
-            httpx.get(f"{url}/health", trust_env=False)
+            client.get("/health")
 
 
 def test_several_processes_answer_on_one_address(classifier: Path) -> None:
-    with command(classifier, "--workers", "2") as (process, url):
-        answer = httpx.post(f"{url}/predict", files=files(encoded()), timeout=60, trust_env=False)
+    with command(classifier, "--workers", "2") as (process, client):
+        answer = client.post("/predict", files=files(encoded()))
         assert answer.status_code == 200, answer.text
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0

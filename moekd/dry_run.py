@@ -16,6 +16,7 @@ from .program import Phase, Program
 from .schedules import Progress
 from .stages import StageSettings
 from .stages.fit_gates import fit, gates_to_fit, trial_batch
+from .stages.grad_cache import refuse_batch_norm
 from .stages.teacher_plan import plan_teachers
 from .stages.trainable import parameters_of, train_only
 from .stages.untouched import untouched
@@ -57,6 +58,8 @@ def _step(program: Program, phase: Phase, index: int) -> dict[str, Any]:
     phase.stages[index].check(models, program.data)
     sample = _sample(program, settings.split)
     modules = train_only(models, settings.trains, nn.ModuleList(settings.objectives))
+    if settings.micro_batch is not None:
+        refuse_batch_norm(models.student)
     parameters = parameters_of(modules.values())
     if not parameters:
         raise ConfigError("nothing to train: 'trains' names no module with parameters")

@@ -43,8 +43,12 @@ def in_chunks(models: Models, rows: int) -> Models:
     return replace(models, student=_ChunkedStudent(models.student, rows), pool=_ChunkedPool(models.pool, rows))
 
 
-def refuse_batch_norm(student: nn.Module, where: str) -> None:
+def refuse_batch_norm(student: nn.Module, where: str = "") -> None:
     """Refuse layers whose output for a row depends on the other rows of the forward.
+
+    Args:
+        student: the student, in the mode in which it trains.
+        where: path of the stage with a dot, for messages.
 
     Raises:
         ConfigError: batch normalisation in train mode; the message names the layers.
@@ -53,7 +57,7 @@ def refuse_batch_norm(student: nn.Module, where: str) -> None:
     if found:
         names = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
         raise ConfigError(
-            f"{where}.micro_batch: the student has batch normalisation in train mode ({names}), whose statistics would "
+            f"{where}micro_batch: the student has batch normalisation in train mode ({names}), whose statistics would "
             "be those of a chunk, and counted twice; use a student with layer or group normalisation, or leave "
             "micro_batch out"
         )

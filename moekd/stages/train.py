@@ -81,7 +81,7 @@ class TrainLoop:
         self.settings, self.context = settings, context
         self.modules = train_only(context.models, settings.trains, nn.ModuleList(settings.objectives))
         if settings.micro_batch is not None:
-            refuse_batch_norm(context.models.student, f"stages.{settings.name}")
+            refuse_batch_norm(context.models.student, f"stages.{settings.name}.")
         parameters = parameters_of(self.optimized().values())
         if not parameters:
             raise ConfigError(f"stage '{settings.name}' has nothing to train: 'trains' names no module with parameters")

@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def untouched(*modules: nn.Module) -> Iterator[None]:
-    """Put the buffers and train modes of the modules back at the end.
+    """Put the buffers, extra state and train modes of the modules back at the end.
 
     Buffers keep their identity. One that is None before is None again.
     """
@@ -22,9 +22,14 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
         for part in parts
         for name, buffer in part._buffers.items()
     ]
+    extras = [
+        (part, part.get_extra_state()) for part in parts if type(part).get_extra_state is not nn.Module.get_extra_state
+    ]
     try:
         yield
     finally:
+        for part, extra in extras:
+            part.set_extra_state(extra)
         for part, mode in modes:
             part.training = mode
         with torch.no_grad():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moekd.dry_run import dry_run
 from moekd.errors import ConfigError
 from moekd.model import Model
 from moekd.objectives import Contrastive, ContrastiveKD, InteractiveContrastive, Objective, RoutedObjective
@@ -221,8 +222,8 @@ def test_autocast_is_the_same_in_both_forwards() -> None:
 def test_batch_norm_is_refused_by_name() -> None:
     network = Maps()
     with pytest.raises(ConfigError, match=r"stages\.a\.micro_batch.*norm1.*layer or group normalisation"):
-        refuse_batch_norm(network, "stages.a")
-    refuse_batch_norm(network.eval(), "stages.a")
+        refuse_batch_norm(network, "stages.a.")
+    refuse_batch_norm(network.eval())
 
 
 def test_stages_take_it(tmp_path: Path) -> None:
@@ -237,6 +238,8 @@ def test_a_stage_refuses_batch_norm(tmp_path: Path) -> None:
     student = {"kind": "small_cnn", "inputs": ["image"], "in_channels": 1, "channels": [4], "hidden": 8}
     with pytest.raises(ConfigError, match=r"stages\.learn\.micro_batch: the student has batch normalisation"):
         train(simple({"micro_batch": 5}, student=student), tmp_path)
+    with pytest.raises(ConfigError, match=r"stages\.learn: micro_batch: the student has batch normalisation"):
+        dry_run(recipe_of(simple({"micro_batch": 5}, student=student)).build())
 
 
 def test_a_stage_that_differentiates_through_a_step_refuses_it() -> None:

@@ -73,6 +73,17 @@ def test_every_objective_fits_a_recipe() -> None:
     assert names == {"contrastive", *(objective["kind"] for objective in EVERY)}
 
 
+def test_the_dry_run_leaves_the_statistics_of_targets_untouched() -> None:
+    program = recipe_of(recipe(EVERY[2])).build()
+    dry_run(program)
+    objective = program.phases[0].stages[0].settings.objectives[1].objective
+    assert isinstance(objective, EmbeddingKD)
+    for norm in objective.norms.values():
+        assert isinstance(norm, TargetNorm)
+        assert norm.updates == 0
+        assert not norm.total.any()
+
+
 @pytest.mark.parametrize("objective", EVERY, ids=lambda o: o["kind"])
 def test_every_one_can_be_routed(objective: dict[str, Any]) -> None:
     raw = recipe({"kind": "routed", "objective": objective}, trains=["student", "router"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from collections.abc import Sequence
 from itertools import product
@@ -12,6 +13,8 @@ from typing import Any, BinaryIO
 from ..atomic import write_json
 from ..errors import DataError, did_you_mean
 from .shard_cache import ShardCache, read_json
+
+logger = logging.getLogger(__name__)
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _SCHEMES = re.compile(r"^(https|http|hf)://")
@@ -118,6 +121,21 @@ class CachedShard(Shard):
     def stamp(self) -> dict[str, Any] | None:
         """Return what the server said about the version that was fetched first."""
         return self.cache.stamp(self.name)
+
+
+def warn_if_tight(shards: Sequence[Shard], window: int) -> None:
+    """Say so when a window of remote files, and one more, does not fit into their cache: files would come and go."""
+    remote = [shard for shard in shards if isinstance(shard, CachedShard)]
+    sizes = [int(stamp["size"]) for shard in remote if (stamp := shard.stamp()) is not None]
+    needed = sum(sorted(sizes)[-(window + 1) :])
+    if remote and needed > remote[0].cache.limit:
+        logger.warning(
+            "the cache of remote files holds %.1f GiB, less than the %.1f GiB of %d files that are read together, so "
+            "that files are fetched again and again: raise 'cache_gb'",
+            remote[0].cache.limit / 2**30,
+            needed / 2**30,
+            min(len(sizes), window + 1),
+        )
 
 
 def is_remote(path: str) -> bool:

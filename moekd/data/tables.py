@@ -18,7 +18,7 @@ from ..errors import DataError
 from .dataset import Ids
 from .fingerprint import digest, file_digest
 from .loader import WINDOW
-from .shards import CachedShard, LocalShard, Shard
+from .shards import CachedShard, LocalShard, Shard, warn_if_tight
 
 if TYPE_CHECKING:
     import datasets
@@ -124,6 +124,7 @@ class StreamedTable(Table):
             if self._names(number) != self._names(0):
                 names = f"{', '.join(self._names(number))}; expected {', '.join(self._names(0))}"
                 raise DataError(f"{shard.name}: its columns are not those of {shards[0].name}: {names}")
+        warn_if_tight(self.shards, WINDOW)
         self.groups = [(f, g) for f, meta in enumerate(self.metadata) for g in range(meta.num_row_groups)]
         sizes = [self.metadata[f].row_group(g).num_rows for f, g in self.groups]
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

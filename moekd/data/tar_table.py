@@ -17,7 +17,7 @@ from ..errors import DataError
 from .dataset import Ids
 from .fingerprint import digest
 from .loader import WINDOW
-from .shards import Shard
+from .shards import Shard, warn_if_tight
 from .tables import Table
 from .tar_index import TarIndex, keys_of, open_index
 
@@ -51,6 +51,7 @@ class TarTable(Table):
             self.indexes.append(open_index(shard, largest))
             if kept is not None and _finds(kept, self.indexes[-1].columns):
                 self._column(number, kept)
+        warn_if_tight(self.shards, WINDOW)
         sizes = [index.rows for index in self.indexes]
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         found = sorted({column for index in self.indexes for column in index.columns})

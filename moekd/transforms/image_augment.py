@@ -37,8 +37,8 @@ class ImageAugment(ReplayableTransform):
         ratio: least and largest width / height of the box.
         flip: probability of mirroring left and right.
         brightness: largest change of the factor, see `recolour`.
-        contrast: the same.
-        saturation: the same.
+        contrast: the same, for contrast.
+        saturation: the same, for saturation.
         grey: probability of a grey picture.
         views: number of stored views of a sample, one of which is drawn in each epoch; null is a new one every epoch.
         seed: seed of the draws; not the run's, so that stored views fit runs with other seeds.

@@ -66,7 +66,7 @@ def kept(tmp_path):
     return sorted(path.name[17:] for path in (tmp_path / "cache").glob("*.tar"))
 
 
-def test_remote_tar_files_give_what_local_ones_give(server, tmp_path):
+def test_remote_tar_files_give_what_local_ones_give(server, tmp_path, caplog):
     write_shards(server.folder, "train", 6, 5)
     split = {"train": "train-{0000..0005}.tar", "val": 0.1, "test": 0.1}
     options = {"fields": {"image": ImageField(8, column="png")}, "split": split, "label": "cls"}
@@ -74,13 +74,16 @@ def test_remote_tar_files_give_what_local_ones_give(server, tmp_path):
     size = (server.folder / "train-0000.tar").stat().st_size
     gib = 3.5 * size / 2**30
     far = WebDataset(server.address, cache_dir=str(tmp_path / "cache"), cache_gb=gib, **options)
+    assert "less than the 0.0 GiB of 5 files that are read together" in caplog.text
     assert far.fingerprint() == near.fingerprint()
     assert len(kept(tmp_path)) == 3, "the folder stays within its bounds"
     pairs = zip(*(make_loader(data.splits["train"], 6, shuffle=True, epoch=2) for data in (near, far)), strict=True)
     assert all((a["image"] == b["image"]).all() and (a["id"] == b["id"]).all() for a, b in pairs)
     assert len(kept(tmp_path)) <= 3
     before = len(server.asked)
-    again = WebDataset(server.address, cache_dir=str(tmp_path / "cache"), cache_gb=gib, **options)
+    caplog.clear()
+    again = WebDataset(server.address, cache_dir=str(tmp_path / "cache"), **options)
+    assert not caplog.text
     assert again.fingerprint() == near.fingerprint()
     assert len(again.splits["train"]) == 24
     assert len(server.asked) - before <= 1, "indexes and labels are kept, one file is fetched for the shapes"

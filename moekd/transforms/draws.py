@@ -1,7 +1,7 @@
 """Random numbers without a state: each is a hash of numbers that name it.
 
 The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
-OOPSLA 2014, section 5), on 64-bit integers that wrap around. Results are the same on every device.
+OOPSLA 2014, section 5), on 64-bit integers that wrap around: nothing is rounded, so devices agree.
 
 Shapes: B batch, D draws.
 """

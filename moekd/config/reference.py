@@ -22,10 +22,13 @@ from .schema import (
     MonitorConfig,
     ObjectiveConfig,
     PaperConfig,
+    ProbeConfig,
     RecipeConfig,
+    RetrievalConfig,
     RouterConfig,
     StageConfig,
     TrainerConfig,
+    ZeroShotConfig,
 )
 from .spec import plain
 from .yaml_file import flow_yaml
@@ -42,6 +45,9 @@ SECTIONS = {
     "stages[].monitor": MonitorConfig,
     "baselines.NAME": BaselineConfig,
     "evaluation": EvaluationConfig,
+    "evaluation.zero_shot": ZeroShotConfig,
+    "evaluation.retrieval": RetrievalConfig,
+    "evaluation.probe": ProbeConfig,
     "trainer": TrainerConfig,
 }
 _ENTRY = re.compile(r"(\*{0,2}\w+)\s*(?:\([^)]*\))?:\s*(.*)")

@@ -307,8 +307,8 @@ class EvaluationConfig(Section):
         retrieval: retrieval between two modalities; null leaves it out.
         probe: probes of frozen embeddings; null leaves them out.
         max_rows: rows of a split whose embeddings are kept; of larger splits evenly spaced ones.
-        headline: metric that tables and comparisons of runs are about, such as "retrieval_r1"; by default accuracy (mIoU
-            for dense labels), or what is known of a student without a classifier.
+        headline: metric that tables and comparisons of runs are about, such as "retrieval_r1"; by default accuracy
+            (mIoU for dense labels), or what is known of a student without a classifier.
     """
 
     splits: Annotated[list[str], MinLen(1)] = ["test"]

@@ -20,7 +20,7 @@ from ..tracking import RunFolder
 from ..trainer import Trainer
 from .events import GRACE
 
-#: Folder of the teachers' logits that all runs of an ablation share.
+#: Folder of the teachers' signals that all runs of an ablation share.
 STORE = "cache"
 #: Sections of a config that change no number of a run.
 COSMETIC = ("title", "paper")

@@ -58,7 +58,7 @@ class Column:
         return result
 
     def _decode(self, segment: Encoded, rows_B: Tensor) -> Tensor:
-        picked = {key: value[rows_B] for key, value in segment.rows.items()}
+        picked = {key: value.index_select(0, rows_B) for key, value in segment.rows.items()}
         return self.codec.decode(picked, segment.shared, len(rows_B), self.like)
 
 

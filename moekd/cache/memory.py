@@ -80,7 +80,7 @@ class SignalCache:
             if "view" not in batch:
                 raise DataError(f"the cache holds {self.views} views of a sample, but the batch has no field 'view'")
             rows_B = rows_B * self.views + batch["view"].to(rows_B.device)
-        stacked = None if self.stacked is None else self.stacked[rows_B].to(device)
+        stacked = None if self.stacked is None else self.stacked.index_select(0, rows_B).to(device)
         said = {}
         for index, (name, signals) in enumerate(self.columns.items()):
             found = {key: column(rows_B).to(device) for key, column in signals.items()}

@@ -101,8 +101,8 @@ def _student(folder: Path, document: dict[str, Any]) -> nn.Module:
         given = {key: options[key] for key in ("preset", "width", "sigmoid") if options.get(key) is not None}
         tower, text = options.get("tower"), options.get("text")
         if isinstance(tower, dict):
-            tower = dict(tower)
-            given["tower"] = ENCODERS.get(tower.pop("kind"))(**tower)
+            sizes = {key: value for key, value in tower.items() if key not in ("kind", "pretrained")}
+            given["tower"] = ENCODERS.get(tower["kind"])(**sizes)  # its weights are in the student's file
         if text is not None:
             given["text"] = TextOptions(**text) if isinstance(text, dict) else text
         fields = {name: document["fields"][name] for name in document["inputs"]}

@@ -75,19 +75,10 @@ def write_rows(
     plan = json.loads(json.dumps(plan))
     done = _done(partial, plan, arrays, rows)
     try:
-        opened = {
-            key: np.lib.format.open_memmap(
-                partial / f"{key}.npy", mode="r+" if done else "w+", dtype=np.dtype(dtype), shape=(rows, *shape)
-            )
-            for key, (shape, dtype) in arrays.items()
-        }
         for start in progress_bar(range(done, rows, chunk), f"Preparing {name}", progress):
             part = range(start, min(start + chunk, rows))
-            for key, values in read(part).items():
-                opened[key][part.start : part.stop] = values
-                opened[key].flush()
+            _write_part(partial, arrays, rows, part, read(part))
             write_json(partial / PROGRESS, plan | {"done": part.stop})
-        del opened
         facts = finish(partial)
         write_manifest(partial, name=name, source=str(source.resolve()), **facts)
         (partial / PROGRESS).unlink(missing_ok=True)
@@ -97,6 +88,20 @@ def write_rows(
     except OSError as error:
         raise DataError(f"can't write {output}: {error}; the same command goes on where it stopped") from error
     return output
+
+
+def _write_part(
+    partial: Path, arrays: Mapping[str, Spec], rows: int, part: range, values: Mapping[str, NDArray[Any]]
+) -> None:
+    """Write some rows of all arrays; the files are made with the first ones."""
+    for key, (shape, dtype) in arrays.items():
+        file = partial / f"{key}.npy"
+        if part.start == 0:
+            opened = np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(dtype), shape=(rows, *shape))
+        else:
+            opened = np.lib.format.open_memmap(file, mode="r+")
+        opened[part.start : part.stop] = values[key]
+        opened.flush()
 
 
 def _done(partial: Path, plan: Mapping[str, Any], arrays: Mapping[str, Spec], rows: int) -> int:

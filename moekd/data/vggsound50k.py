@@ -87,8 +87,8 @@ class VggSound50k(Dataset):
         names = list(self.manifest["videos"])
         scales = self.manifest["ranges"]
         transforms: dict[str, Callable[[NDArray[Any]], Tensor]] = {
-            "visual": Between(*scales["visual"], (3, 0, 1, 2)),
-            "audio": Between(*scales["audio"]),
+            "visual": Between(scales["visual"][0], scales["visual"][1], (3, 0, 1, 2)),
+            "audio": Between(scales["audio"][0], scales["audio"][1]),
             "segments": to_float,
         }
         arrays = {

@@ -123,8 +123,8 @@ class BidirectionalProxies(Objective):
         if not self.dense:
             return non_target_kl(learner, goal, target, mask_B, self.target_handling)
         pixels = target[0].numel()
-        rows = [x.flatten(2).movedim(1, 2).flatten(0, 1) for x in (learner, goal)]
-        losses = non_target_kl(*rows, target.flatten(), mask_B.repeat_interleave(pixels), self.target_handling)
+        mine, other = (x.flatten(2).movedim(1, 2).flatten(0, 1) for x in (learner, goal))
+        losses = non_target_kl(mine, other, target.flatten(), mask_B.repeat_interleave(pixels), self.target_handling)
         return losses.view(-1, pixels).mean(dim=1)
 
     def variants(self, pool: TeacherPool) -> Sequence[str]:

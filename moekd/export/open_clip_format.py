@@ -128,7 +128,8 @@ def _check_pictures(pictures: ImageSettings) -> None:
     if pictures.interpolation == "nearest":
         raise refuse(FORMAT, "its pictures are resized by the nearest pixel, open_clip knows bicubic and bilinear")
     if pictures.scale_to not in (None, pictures.size[0]):
-        raise refuse(FORMAT, f"its pictures are scaled to {pictures.scale_to} before the cut to {pictures.size}")
+        cut = f"its pictures are scaled to {pictures.scale_to} before the cut to {pictures.size}"
+        raise refuse(FORMAT, f"{cut}; train with image.size set")
 
 
 def _pair(size: int | Sequence[int]) -> Sequence[int]:

@@ -20,7 +20,7 @@ from ..networks.vit import VitEncoder
 from .proof import refuse
 from .tokenizer import contract_of, tokenizer_of
 
-FORMAT = "open_clip"
+FORMAT, EPSILON = "open_clip", 1e-5
 _BLOCK = {
     "norm1": "ln_1",
     "norm2": "ln_2",
@@ -89,7 +89,11 @@ def two_tower_weights(network: TwoTower) -> dict[str, Tensor]:
             "pre_norm": "ln_pre",
             "norm": "ln_post",
         }
-        weights |= _renamed(towers.image.state_dict(), image, "visual.")
+        state = dict(towers.image.state_dict())
+        # open_clip's patches have no bias; added to the positions of the patches it does the same.
+        bias, positions = state.pop("patches.bias"), state["positions"].clone()
+        positions[1:] += bias
+        weights |= _renamed(state | {"positions": positions}, image, "visual.")
         weights["visual.proj"] = towers.image_projection.weight.T
     else:
         weights |= {f"visual.trunk.{k.removeprefix('model.')}": v for k, v in towers.image.state_dict().items()}
@@ -116,7 +120,7 @@ def _text_config(network: TwoTower, tower: TextTower) -> tuple[dict[str, Any], b
         raise refuse(FORMAT, "its text tower looks in both directions and leaves out the padding, which open_clip sees")
     layers, quick = _layers(tower.blocks, tower.out_features, "text tower")
     known = {"context_length": tower.context, "vocab_size": tower.tokens.num_embeddings, "width": tower.out_features}
-    config = known | {"heads": layers["heads"], "layers": layers["layers"], "mlp_ratio": layers["mlp_ratio"]}
+    config = known | layers
     if not tower.causal:
         config["no_causal_mask"] = True
     if tokens.name == CLIP:
@@ -137,10 +141,9 @@ def _vit_config(tower: VitEncoder) -> tuple[dict[str, Any], bool]:
         "image_size": height,
         "patch_size": tower.patches.kernel_size[0],
         "width": tower.out_features,
-        "layers": layers["layers"],
-        "head_width": tower.out_features // layers["heads"],
-        "mlp_ratio": layers["mlp_ratio"],
+        "head_width": tower.out_features // layers.pop("heads"),
         "no_ln_pre": isinstance(tower.pre_norm, nn.Identity),
+        **layers,
     }, quick
 
 
@@ -155,13 +158,14 @@ def _layers(blocks: nn.ModuleList, width: int, what: str) -> tuple[dict[str, Any
         assert isinstance(block, Block)
         if block.attn is None or block.fc1 is None:
             raise refuse(FORMAT, f"layers of its {what} lack a part")
-        sizes.add((block.attn.heads, block.attn.head_width, block.fc1.out_features, block.quick))
+        sizes.add((block.attn.heads, block.attn.head_width, block.fc1.out_features, block.quick, block.norm1.eps))
     if len(sizes) != 1:
         raise refuse(FORMAT, f"the layers of its {what} have different sizes")
-    heads, head_width, hidden, quick = sizes.pop()
+    heads, head_width, hidden, quick, epsilon = sizes.pop()
     if heads * head_width != width:
         raise refuse(FORMAT, f"the heads of its {what} have {heads} x {head_width} features, not {width}")
-    return {"layers": len(blocks), "heads": heads, "mlp_ratio": hidden / width}, quick
+    said: dict[str, Any] = {"layers": len(blocks), "heads": heads, "mlp_ratio": hidden / width}
+    return said | ({} if epsilon == EPSILON else {"norm_kwargs": {"eps": epsilon}}), quick
 
 
 def _renamed(state: Mapping[str, Tensor], outside: Mapping[str, str], prefix: str) -> dict[str, Tensor]:

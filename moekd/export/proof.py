@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 
-TOLERANCE = 1e-5
+TOLERANCE, FLOOR = 1e-5, 0.1
 SENTENCES = ("a red apple", "Two umbrellas, in the rain", "it's 42 o'clock!")
 
 
@@ -16,7 +16,7 @@ def prove(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], format: s
     """Compare what a library gives with what the student gives.
 
     Returns:
-        The largest difference by name, relative to the largest value if that is above 1.
+        The largest difference by name, relative to the largest value (or 0.1, if that is larger).
 
     Raises:
         ModelError: one of them is above 1e-5, or has another shape.

@@ -216,7 +216,8 @@ def _width_of(field: Mapping[str, Any] | None, label: str) -> int:
 def _known(tower: Encoder, fields: Fields | None) -> dict[str, Any]:
     """Return how the tower wants its pictures; the project's own towers take them in the size that they have."""
     if tower.pictures:
-        return dict(tower.pictures)
+        # Whole pictures, as contrastive models see them: the cut that classifiers are tested with would lose the edges.
+        return {key: value for key, value in tower.pictures.items() if key != "scale_to"}
     shape = next((f["shape"] for f in (fields or {}).values() if f.get("modality") == "image" and "shape" in f), None)
     size = shape[1:] if shape is not None else getattr(tower, "input_shape", (3, None, None))[1:]
     side = tuple(32 if edge is None else int(edge) for edge in size)

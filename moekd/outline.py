@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .assembly import make_network
 from .config import ModelConfig, RecipeConfig, Spec, build
+from .config.component import value_of
 from .data import DATASETS, Dataset
 from .data.fields import FIELDS
 from .data.stand_in import stand_in
@@ -78,7 +79,8 @@ def made_up_data(config: RecipeConfig, folder: Path) -> Dataset:
         name: build(field if isinstance(field, Spec) else Spec(str(field)), FIELDS, where=f"data.fields.{name}")
         for name, field in fields.items()
     }
-    return stand_in(built, folder, spec.options.get("classes"), config.evaluation.splits)
+    labelled = value_of(spec, DATASETS, "label") is not None
+    return stand_in(built, folder, spec.options.get("classes"), config.evaluation.splits, labelled)
 
 
 class StandInNetwork(nn.Module):

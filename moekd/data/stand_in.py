@@ -27,29 +27,37 @@ TEXT = "a photo of a red apple"
 
 
 def stand_in(
-    fields: Mapping[str, Field], folder: Path, class_names: Sequence[str] | None = None, splits: Sequence[str] = ()
+    fields: Mapping[str, Field],
+    folder: Path,
+    class_names: Sequence[str] | None = None,
+    splits: Sequence[str] = (),
+    labelled: bool = True,
 ) -> Files:
     """Write made-up rows and return them as a data set.
 
     Args:
         fields: the fields that the config declares, by name.
         folder: where the rows are written; it has to stay as long as the data set is used.
-        class_names: its classes; two made-up ones where there are none.
+        class_names: its classes; two made-up ones where there are labels and no names.
         splits: names of test splits besides train, val and test.
+        labelled: whether rows have a label.
 
     Raises:
         DataError: a field whose values can't be made up; the message names it.
     """
-    names = list(class_names or ["one", "another"])
+    names = list(class_names or (["one", "another"] if labelled else []))
     columns: dict[str, Any] = {}
     for name, field in fields.items():
         columns[name if field.column is None else field.column] = [made_up(name, field)] * ROWS
-    columns["label"] = [names[row % len(names)] for row in range(ROWS)]
+    if labelled:
+        columns["label"] = [names[row % len(names)] for row in range(ROWS)]
     files = {}
     for split in dict.fromkeys(["train", "val", "test", *splits]):
         files[split] = f"{split}.parquet"
         parquet.write_table(pa.table(columns), folder / files[split])
-    return Files(str(folder), dict(fields), split=dict(files), classes=names, streaming=True)
+    return Files(
+        str(folder), dict(fields), "label" if labelled else None, dict(files), classes=names or None, streaming=True
+    )
 
 
 def made_up(name: str, field: Field) -> Any:

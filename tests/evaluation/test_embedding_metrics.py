@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -234,3 +237,31 @@ def test_nan_embeddings_are_an_error_that_names_rows():
     rows = embedded(torch.tensor([[1.0, 0.0], [math.nan, 0.0], [math.inf, 0.0]]))
     with pytest.raises(NonFiniteError, match=r"student: 2 of 3 embeddings of modality 'image'.*ids 1, 2"):
         rows.check_finite("student")
+
+
+SHARE = """
+import sys, torch, torch.distributed as dist
+from moekd.evaluation import Collector
+from moekd.signals import Signals
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+collector = Collector(same="concept")
+for ids in ([[0, 1, 2], [6, 7]] if rank == 0 else [[3, 4, 5], [8, 9, 10]]):
+    values = torch.tensor(ids).float()[:, None].expand(-1, 3)
+    batch = {"id": torch.tensor(ids), "label": torch.tensor(ids) % 2, "concept": torch.tensor(ids)[:, None] // 2}
+    collector.add(batch, Signals(embeddings={"image": values}, heads={"logit_scale": torch.ones(len(ids)) * 2}))
+rows = collector.result()
+torch.save({"ids": rows.ids, "groups": rows.groups, "image": rows.embeddings["image"]}, f"{folder}/{rank}.pt")
+assert rows.scale == 2.0
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_have_the_rows_of_the_whole(tmp_path: Path):
+    processes = [subprocess.Popen([sys.executable, "-c", SHARE, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found["ids"].tolist() == list(range(11))
+        assert found["groups"].tolist() == [i // 2 for i in range(11)]
+        assert found["image"][:, 2].tolist() == list(range(11))

@@ -60,7 +60,11 @@ def test_large_models_without_data_and_weights(tmp_path: Path) -> None:
         ("pretrained: openai", "pretrained: openia", "teachers.large: .*openia"),
         ("model.blocks.8", "model.blocks.88", "teachers.features: .*model.blocks.88"),
         ("inputs: [image, caption]", "inputs: [image, sound]", "teachers.large.*sound"),
-        ("trains: [student, objectives]", "trains: [teachers]", "stages.distill: no loss reaches"),
+        (
+            "{kind: embedding_kd, projection: mlp}",
+            "contrastive",
+            "stages.distill: contrastive needs the embedding 'text'",
+        ),
         ("projection: mlp", "projection: none", "stages.distill.*512.*1024"),
     ],
 )

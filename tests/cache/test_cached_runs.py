@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from moekd.cache import Needs, Table
+from moekd.cache import Needs, Table, cache_in_memory
 from moekd.errors import ConfigError
 from moekd.stages.teacher_plan import plan_teachers
 from moekd.stages.trainable import train_only
@@ -33,6 +33,15 @@ def test_cached_is_live(objectives: list[Any], tmp_path: Path, caplog: pytest.Lo
         assert farthest(live, cached) < 1e-6
     assert "of 2 teachers cached in memory and in" in caplog.text
     assert "of 2 teachers cached on disk in" in caplog.text
+
+
+def test_filling_draws_no_random_numbers(tmp_path: Path) -> None:
+    teachers = pass_of()
+    before = torch.get_rng_state()
+    cache_in_memory(teachers)
+    for mapped in (False, True):
+        through(tmp_path, teachers, mapped=mapped, logits="sampled", k=2)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_tapped_activations_are_kept_and_only_those_that_are_read(tmp_path: Path) -> None:

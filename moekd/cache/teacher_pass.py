@@ -102,7 +102,7 @@ class TeacherPass:
             batch_sampler=[list(piece) for piece in pieces],
             collate_fn=_as_read,
             num_workers=self.num_workers,
-            generator=torch.Generator(),  # nothing is drawn from the global one, so that cached is live with dropout too
+            generator=torch.Generator(),  # nothing is drawn from the global one: cached is live with dropout too
         )
         for piece, batch in zip(pieces, loader, strict=True):
             mine = torch.from_numpy(np.asarray(self.split.ids[piece.start : piece.stop]))

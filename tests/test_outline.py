@@ -27,7 +27,8 @@ data:
 student: {kind: timm, model: resnet10t, inputs: [image]}
 teachers:
   large: {kind: open_clip, model: ViT-B-32, pretrained: openai, inputs: [image, caption]}
-  features: {kind: timm, model: vit_large_patch14_dinov2.lvd142m, inputs: [image], taps: [model.blocks.8], dtype: float16}
+  features:
+    {kind: timm, model: vit_large_patch14_dinov2.lvd142m, inputs: [image], taps: [model.blocks.8], dtype: float16}
 stages:
   - {name: distill, trains: [student, objectives], steps: 3, objectives: [{kind: embedding_kd, projection: mlp}]}
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -142,7 +143,8 @@ def _front_matter(run: Run) -> str:
     if run.dataset:
         values["datasets"] = [run.dataset]
     rows = results_table(run.results, run.teachers)
-    values["metrics"] = ["accuracy", "f1", *(["mean_iou"] if any(row.dense for row in rows) else [])]
+    if any(not math.isnan(row.headline) for row in rows):
+        values["metrics"] = ["accuracy", "f1", *(["mean_iou"] if any(row.dense for row in rows) else [])]
     licence = mapping(run.config.get("student")).get("licence")
     if isinstance(licence, str) and licence:
         name = licence.strip().lower()
@@ -200,6 +202,9 @@ def _results(run: Run) -> str:
     rows = results_table(run.results, run.teachers)
     if not rows:
         return "## Results\n\nThe run has no test results yet.\n"
+    rows = [row for row in rows if not math.isnan(row.headline)]
+    if not rows:
+        return "\n".join(["## Results", *embedding_table(run, escape)]) + "\n"
     dense = any(row.dense for row in rows)
     header = ["split", "model", "role", *(["mIoU"] if dense else []), "accuracy", "balanced accuracy", "F1", "loss"]
     header.append("parameters")

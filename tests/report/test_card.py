@@ -146,3 +146,14 @@ def test_scores_of_embeddings(tmp_path):
     card = model_card(run)
     assert "| split | model | image to text R@1 | R2 of teachers |" in card
     assert "| test | student | 25.0% | 0.500 |" in card
+
+
+def test_a_run_of_embeddings_alone(tmp_path):
+    run = write_example_run(tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    results["test"] = {"test": {"student": {"image_to_text_r1": 0.25, "n": 100}}}
+    (run / "results.json").write_text(json.dumps(results))
+    card = model_card(run)
+    assert "| split | model | image to text R@1 |" in card
+    assert "| accuracy |" not in card
+    assert "metrics" not in yaml.safe_load(card.split("---\n")[1])

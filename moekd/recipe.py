@@ -216,7 +216,7 @@ class Recipe:
         return {
             "title": config.title or self.source,
             "dataset": config.data.spec.kind,
-            "dataset_licence": getattr(dataset, "licence", None),
+            "dataset_licence": dataset.licence,
             "student": {
                 "kind": config.student.spec.kind,
                 "inputs": list(config.student.inputs),

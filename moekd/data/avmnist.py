@@ -63,6 +63,7 @@ class AVMNIST(Dataset):
     """
 
     kind = "avmnist"
+    licence = "CC BY-SA 4.0"
 
     def __init__(
         self,

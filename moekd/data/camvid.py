@@ -75,6 +75,7 @@ class CamVid(Dataset):
     """
 
     kind = "camvid"
+    licence = "CC BY-NC 4.0"
 
     def __init__(self, stride: Literal[1, 2, 3, 4, 6] = 1, root: str | None = None) -> None:
         self.stride = stride

@@ -170,9 +170,11 @@ class Dataset:
         fields: what `Split.read` fills, by field name.
         void_class: a class that is no target and never right (class 0 of NYU-Depth-V2): it has a logit, but does not
             take part in the means over classes.
+        licence: of the data, where it is known; model cards name it.
     """
 
     kind: ClassVar[str] = ""
+    licence: ClassVar[str | None] = None
     void_class: int | None = None
     class_names: list[str]
     fields: dict[str, FieldSpec]

@@ -57,6 +57,7 @@ class Emoji(Dataset):
     """
 
     kind = "emoji"
+    licence = "CC BY-SA 4.0"
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class MultipleFeatures(Dataset):
     """
 
     kind = "mfeat"
+    licence = "CC BY 4.0"
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class Ravdess(Dataset):
     """
 
     kind = "ravdess"
+    licence = "CC BY-NC-SA 4.0"
 
     def __init__(self, split_seed: Annotated[int, Ge(0)] = 0, root: str | None = None) -> None:
         self.split_seed = split_seed

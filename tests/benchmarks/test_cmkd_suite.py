@@ -127,9 +127,7 @@ def test_cells_on_the_data_packs(name, pack, overrides, data_root, tmp_path) -> 
     chosen = ["kd", "crd", "attention_transfer", "C2KD", "MST-Distill", "KD, routed by pixel"]
     request = Request(SUITE, [name], chosen, 1, [f"data.root={root}", *overrides], tune=False)
     plan = make_plan(ablation_of(request, name, cell, choose(request, name, cell, NOWHERE)))
-    refused = {arm for _, arm in plan.inapplicable}
-    assert all(title.startswith(("CRD", "C2KD", "MST-Distill")) for title in refused)
-    assert bool(refused) == (name == "camvid_rgb")
+    assert plan.inapplicable == {}
 
 
 def test_a_published_cell_on_a_look_alike(tmp_path: Path) -> None:

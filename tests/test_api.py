@@ -20,8 +20,8 @@ import moekd.teachers
 from moekd.api import Run
 from moekd.errors import ConfigError
 from moekd.evaluate_run import evaluate_run
-from moekd.model import Model
 from moekd.inference import predict
+from moekd.model import Model
 from moekd.recipe import Recipe
 
 from .engine.conftest import _tiny_kinds  # noqa: F401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -214,3 +215,12 @@ def test_each_way_to_start_it_works(command: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     assert done.stdout.strip()
+
+
+def test_extras_have_the_names_that_every_pip_takes() -> None:
+    # Older versions of pip look an extra up as it is written; package metadata have it in lower case with hyphens.
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in extras)
+    wanted = re.search(r"--editable '\.\[([a-z,-]+)\]'", (ROOT / "Makefile").read_text())
+    assert wanted is not None
+    assert set(wanted[1].split(",")) | {"ray"} == set(extras)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, MinLen
 
@@ -209,6 +209,18 @@ def _mistakes(
         problems.append(f"{source}: baseline: {no_arm(config.baseline, names)}")
     problems += [f"{source}: without: {no_arm(name, [arm.name for arm in grid])}" for name in unknown]
     return problems
+
+
+def check_metric(name: str) -> str:
+    """Return the name of a metric.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    known = get_args(Metric)
+    if name not in known:
+        raise ConfigError(f"metric: no metric '{name}'{did_you_mean(name, known) or '; metrics: ' + ', '.join(known)}")
+    return name
 
 
 def no_arm(name: str, known: Sequence[str]) -> str:

@@ -35,6 +35,9 @@ BaseOption = Annotated[
 BaselineOption = Annotated[
     str | None, typer.Option(help="Arm that the report compares with, default the file's.", show_default=False)
 ]
+MetricOption = Annotated[
+    str | None, typer.Option(help="What the report compares, default the file's metric.", show_default=False)
+]
 ShardOption = Annotated[
     str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts, for N machines.", show_default=False)
 ]
@@ -51,6 +54,7 @@ def ablate(
     overrides: OverridesArgument = None,
     base: BaseOption = None,
     baseline: BaselineOption = None,
+    metric: MetricOption = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, default the file's.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; each uses one thread.")] = 1,
     shard: ShardOption = None,
@@ -69,12 +73,15 @@ def ablate(
     from ..ablation import load_ablation, parse_shard
     from ..ablation.report import ablation_report
     from ..ablation.runner import check_backend
+    from ..ablation.spec import check_metric
 
     part = parse_shard(shard) if shard else None
     check_backend(backend)
     ablation = load_ablation(config, overrides or (), seeds, base)
     if baseline is not None:
         ablation = replace(ablation, baseline=baseline)
+    if metric is not None:
+        ablation = replace(ablation, metric=check_metric(metric))
     folder = runs / ablation.name
     try:
         if dry_run:
@@ -85,11 +92,11 @@ def ablate(
             return
         failed = False
         if not report_only:
-            options = {"--base": base, "--baseline": baseline, "--seeds": seeds}
+            options = {"--base": base, "--baseline": baseline, "--metric": metric, "--seeds": seeds}
             given = [word for key, value in options.items() if value is not None for word in (key, str(value))]
             words = ["moekd", "ablate", config, *(overrides or ()), *given]
             failed = _run(ablation, jobs, part, backend, runs, shlex.join(words), quiet)
-        for file in ablation_report(folder, output, baseline).values():
+        for file in ablation_report(folder, output, baseline, metric).values():
             typer.echo(file)
     except KeyboardInterrupt:
         typer.echo("interrupted; continue with the same command", err=True)

@@ -33,7 +33,7 @@ HUB = "hf-hub:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def library(module: str, package: str, purpose: str, extra: str = "vision_language") -> ModuleType:
+def library(module: str, package: str, purpose: str, extra: str = "vision-language") -> ModuleType:
     """Import an optional library.
 
     Raises:

@@ -38,10 +38,12 @@ def test_a_whole_ablation(moekd: Moekd, tmp_path: Path, here: list[HereBackend])
     assert len(here) == 1
     other = moekd(
         *("ablate", path, "--runs", tmp_path / "runs", "--report-only", "--output", tmp_path / "out"),
-        *("--baseline", "wide"),
+        *("--baseline", "wide", "--metric", "balanced_accuracy"),
     )
     assert other.code == 0
     assert "baseline arm 'wide'" in other.out
+    assert "Balanced accuracy in percent" in other.out
+    assert "--metric balanced_accuracy`" in (tmp_path / "out" / "small.md").read_text()
     assert (tmp_path / "out" / "report.html").is_file()
     assert len(here) == 1
 
@@ -77,6 +79,7 @@ def test_a_dry_run_writes_nothing(moekd: Moekd, tmp_path: Path, here: list[HereB
         (["--shard", "half"], "a shard is PART/PARTS"),
         (["--backend", "locl"], "unknown backend 'locl'; did you mean 'local'?"),
         (["--baseline", "plian"], "no arm 'plian'; did you mean 'plain'"),
+        (["--metric", "acuracy"], "no metric 'acuracy'; did you mean 'accuracy'"),
         (["--seeds", "0"], "--seeds"),
         (["--jobs", "0"], "--jobs"),
         (["student.hiden=[3]"], "did you mean 'hidden'"),

@@ -23,7 +23,8 @@ class Teacher(Model):
         taps: module paths that masks may adapt.
         dtype: type of the weights and of the floating-point inputs; logits come back as float32.
         name: name in the pool, for messages.
-        heads, head_inputs: see `Model`.
+        heads: further modules on taps; see `Model`.
+        head_inputs: the tap that each of them reads; see `Model`.
     """
 
     def __init__(

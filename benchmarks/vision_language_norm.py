@@ -1,8 +1,9 @@
 """`python -m moekd.benchmarks.vision_language_norm`: what normalising the targets of loud and quiet teachers is worth.
 
 Three frozen teachers of very different scale teach a small student through their embeddings: features of a classifier
-times 100, principal components, and random features times 0.1. The data are the pixels of the digits `mfeat`. Measured
-is what a fresh linear map finds of each teacher in the student's trunk, and of the classes, on test rows.
+times 100, principal components, and random features times 0.1. The data are the pixels of the digits `mfeat`, or, with
+`--data emoji`, 8 x 8 colours of emoji with their 9 groups, tested on unseen concepts. Measured is what a fresh linear
+map finds of each teacher in the student's trunk, and of the classes, on test rows.
 
 Shapes: N rows, D features.
 """
@@ -21,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..atomic import write_text
+from ..data import Dataset
+from ..data.emoji import Emoji
 from ..data.mfeat import MultipleFeatures
 from ..evaluation import accuracy, linear_map_r2, linear_probe, mean_interval, paired_difference
 from ..model import Model
@@ -79,12 +82,31 @@ class Scaled(nn.Module):
 
 def digits() -> Digits:
     """Return the digits; run `moekd data prepare mfeat` first."""
-    splits = MultipleFeatures(views=["pix"]).splits
+    return Digits(*_read(MultipleFeatures(views=["pix"]), "pix"))
+
+
+def emoji() -> Digits:
+    """Return 8 x 8 colours of emoji, standardised by the training rows."""
+    train, labels, test, test_labels = _read(Emoji(target="group", unseen_styles=[]), "image")
+    train, test = (F.avg_pool2d(pictures, 4).flatten(1) for pictures in (train, test))
+    mean, std = train.mean(dim=0), train.std(dim=0)
+    return Digits((train - mean) / std, labels, (test - mean) / std, test_labels)
+
+
+def _read(dataset: Dataset, field: str) -> list[Tensor]:
     found = []
     for name in ("train", "test"):
-        batch = splits[name].__getitems__(list(range(len(splits[name]))))
-        found += [batch["pix"], batch["label"]]
-    return Digits(*found)
+        split = dataset.splits[name]
+        batch = split.__getitems__(list(range(len(split))))
+        found += [batch[field], batch["label"]]
+    return found
+
+
+#: Loader and description of the data, by name.
+DATA = {
+    "mfeat": (digits, "the pixels of the\ndigits `mfeat`"),
+    "emoji": (emoji, "8 x 8 colours of\nemoji (9 groups, unseen concepts)"),
+}
 
 
 def make_teachers(data: Digits, seed: int) -> TeacherPool:
@@ -159,14 +181,15 @@ def run(data: Digits, seeds: Sequence[int], steps: int = STEPS) -> Iterator[Row]
                 yield {"norm": norm, "drop": drop, "seed": seed, **measure(data, pool, trunk)}
 
 
-def table(rows: Sequence[Row], command: str) -> str:
+def table(rows: Sequence[Row], command: str, data: str = "mfeat") -> str:
     """Return the results as a Markdown table, with intervals and differences paired by seed."""
+    where, rest = DATA[data][1].split("\n")
     lines = [
         f"Made by `{command}`. Seeds: {', '.join(str(s) for s in dict.fromkeys(row['seed'] for row in rows))}.",
         "",
         "Three frozen teachers of very different scale (features of a classifier x 100, 16 principal components,",
-        "random features x 0.1) teach a trunk of two layers of 24 units through linear heads, on the pixels of the",
-        "digits `mfeat`. R2 of a fresh linear map from the trunk to each teacher on test rows, and the accuracy of a",
+        f"random features x 0.1) teach a trunk of two layers of 24 units through linear heads, on {where}",
+        f"{rest}. R2 of a fresh linear map from the trunk to each teacher on test rows, and the accuracy of a",
         "linear probe: mean over seeds; 95 % interval of the worst teacher's R2 and of its difference to the first",
         "line, paired by seed.",
         "",
@@ -195,16 +218,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=cast(str, __doc__).splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder of the table")
+    parser.add_argument("--data", choices=list(DATA), default="mfeat", help="what the teachers and the student see")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows = list(run(digits(), range(options.seeds)))
+    rows = list(run(DATA[options.data][0](), range(options.seeds)))
     options.output.mkdir(parents=True, exist_ok=True)
-    name = "vision_language_norm"
+    suffix, words = ("", "") if options.data == "mfeat" else (f"_{options.data}", f" --data {options.data}")
+    name = f"vision_language_norm{suffix}"
     with open(options.output / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["norm", "drop", "seed", *MEASURES])
         writer.writeheader()
         writer.writerows({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    text = table(rows, f"python -m moekd.benchmarks.{name} --seeds {options.seeds}")
+    command = f"python -m moekd.benchmarks.vision_language_norm{words} --seeds {options.seeds}"
+    text = table(rows, command, options.data)
     write_text(options.output / f"{name}.md", text)
     print(text)
 

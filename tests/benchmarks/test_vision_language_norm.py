@@ -44,10 +44,17 @@ def test_normalised_targets_serve_the_quiet_teacher_better(data: norm.Digits) ->
     assert found[1]["random x0.1"] > found[0]["random x0.1"]
 
 
-def test_the_committed_table_is_that_of_the_committed_numbers() -> None:
-    with open(RESULTS / "vision_language_norm.csv", newline="", encoding="utf-8") as file:
+@pytest.mark.parametrize(("name", "data", "words"), [("", "mfeat", ""), ("_emoji", "emoji", " --data emoji")])
+def test_the_committed_table_is_that_of_the_committed_numbers(name: str, data: str, words: str) -> None:
+    with open(RESULTS / f"vision_language_norm{name}.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     seeds = len({row["seed"] for row in rows})
     assert seeds >= 5
-    text = norm.table(rows, f"python -m moekd.benchmarks.vision_language_norm --seeds {seeds}")
-    assert text == (RESULTS / "vision_language_norm.md").read_text(encoding="utf-8")
+    text = norm.table(rows, f"python -m moekd.benchmarks.vision_language_norm{words} --seeds {seeds}", data)
+    assert text == (RESULTS / f"vision_language_norm{name}.md").read_text(encoding="utf-8")
+
+
+def test_the_pictures_are_standardised() -> None:
+    found = norm.emoji()
+    assert found.train.shape[1] == found.test.shape[1] == 3 * 8 * 8
+    torch.testing.assert_close(found.train.std(dim=0), torch.ones(192), atol=1e-4, rtol=0)

@@ -21,7 +21,9 @@ def test_the_number_of_classes_is_no_option(kind):
 def test_documentation_lists_every_kind_and_option():
     text = DOCS.read_text(encoding="utf-8")
     for registry in (NETWORKS, ENCODERS):
-        for kind in registry.names():
+        shipped = [kind for kind in registry.names() if registry.get(kind).__module__.startswith("moekd.")]
+        assert len(shipped) > 3
+        for kind in shipped:
             assert f"`{kind}`" in text, kind
             for option in registry.parameters(kind):
                 assert f"`{option}`" in text, f"{kind}: {option}"

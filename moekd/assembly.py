@@ -28,7 +28,7 @@ NetworkMaker = Callable[[ModelConfig, str, Dataset, int], nn.Module]
 def build_model(config: ModelConfig, name: str, dataset: Dataset, seed: int, make: NetworkMaker | None = None) -> Model:
     """Build a student, with the initial weights that belong to (seed, name); `make` replaces `make_network`."""
     network = (make or make_network)(config, name, dataset, seed)
-    with _at(f"{name}.taps"):
+    with at(f"{name}.taps"):
         return Model(network, config.inputs, config.taps).to(getattr(torch, config.dtype))
 
 
@@ -44,7 +44,7 @@ def build_pool(
     for name, config in configs.items():
         where = f"teachers.{name}"
         network = (make or make_network)(config, where, dataset, seed)
-        with _at(f"{where}.taps"):
+        with at(f"{where}.taps"):
             teachers[name] = Teacher(network, config.inputs, config.taps, getattr(torch, config.dtype), name)
     return TeacherPool(teachers, stacking)
 
@@ -60,7 +60,7 @@ def build_masks(spec: Spec, pool: TeacherPool, sample: Batch, seed: int) -> None
                     "tap a layer behind the pooling"
                 )
             spatial = len(shape) == 4 and shape[2:] != (1, 1)
-            with seeded(seed, where), _at(where):
+            with seeded(seed, where), at(where):
                 mask: Mask = build(spec, MASKS, where=where, dim=shape[1], spatial=spatial)
             pool.specialise(name, tap, mask)
 
@@ -224,7 +224,7 @@ def make_network(
 
 
 @contextmanager
-def _at(where: str) -> Iterator[None]:
+def at(where: str) -> Iterator[None]:
     """Put the config path before the message of an error."""
     try:
         yield

@@ -8,7 +8,6 @@ losses are the real ones.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .assembly import make_network
+from .assembly import at, make_network
 from .config import ModelConfig, RecipeConfig, Spec, build
 from .config.component import value_of
 from .data import DATASETS, Dataset
 from .data.fields import FIELDS
 from .data.stand_in import stand_in
 from .dry_run import dry_run
-from .errors import ConfigError, MoekdError
+from .errors import ConfigError
 from .model import Batch, Model
 from .recipe import Recipe
 from .signals import Signals
@@ -148,11 +147,14 @@ def _teachers(config: RecipeConfig) -> Iterator[tuple[str, ModelConfig]]:
 
 def _describe(config: ModelConfig, where: str, dataset: Dataset, sample: Batch) -> tuple[dict[str, Any], Signals]:
     """Return a row of the report and the signals of two rows, on the meta device."""
-    with _at(where):
-        network = make_network(config, where, dataset, seed=0, loading="meta")
-        model = Model(network, config.inputs, config.taps).to("meta").eval()
-        with torch.no_grad():
-            signals = model(_on_meta(sample))
+    with at(where):
+        try:
+            network = make_network(config, where, dataset, seed=0, loading="meta")
+            model = Model(network, config.inputs, config.taps).to("meta").eval()
+            with torch.no_grad():
+                signals = model(_on_meta(sample))
+        except (RuntimeError, NotImplementedError) as error:
+            raise ConfigError(f"can't be run without numbers, on the meta device: {error}") from error
     row = {
         "name": where,
         "kind": type(network).__name__,
@@ -170,14 +172,3 @@ def _on_meta(sample: Batch) -> Batch:
         name: value.to("meta") if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in sample.items()
     }
-
-
-@contextmanager
-def _at(where: str) -> Iterator[None]:
-    """Put the config path before the message of an error."""
-    try:
-        yield
-    except MoekdError as error:
-        raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from error
-    except (RuntimeError, NotImplementedError) as error:
-        raise ConfigError(f"{where}: can't be run without numbers, on the meta device: {error}") from error

@@ -12,29 +12,12 @@ from annotated_types import Ge, MinLen
 
 from ..config import Section, apply_changes, apply_overrides, load_config, parse_section, shipped_ablations
 from ..errors import ConfigError, did_you_mean
+from ..evaluation.embedding_metrics import EmbeddingMetric
 
 Changes = dict[Annotated[str, MinLen(1)], Any]
 Label = Annotated[str, MinLen(1)]
 Seed = Annotated[int, Ge(0)]
-Metric = Literal[
-    "accuracy",
-    "balanced_accuracy",
-    "weighted_f1",
-    "loss",
-    "miou",
-    "retrieval_r1",
-    "image_to_text_r1",
-    "image_to_text_r5",
-    "image_to_text_r10",
-    "text_to_image_r1",
-    "text_to_image_r5",
-    "text_to_image_r10",
-    "zero_shot_accuracy",
-    "knn_accuracy",
-    "linear_probe_accuracy",
-    "worst_teacher_r2",
-    "mean_teacher_r2",
-]
+Metric = Literal["accuracy", "balanced_accuracy", "weighted_f1", "loss", "miou", EmbeddingMetric]
 
 
 class AblationConfig(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,22 @@ from .probe import LinearProbe, accuracy, knn_votes, linear_probe
 from .retrieval import retrieval
 from .zero_shot import TEMPLATES, class_vectors, prompts, zero_shot_logits
 
-#: Metrics by name that stand beside accuracy and loss, in tables, in `monitor` and in ablations.
+#: What is measured on embeddings, by the names in results.json: shares of right answers, and shares of variance (R2).
+EmbeddingMetric = Literal[
+    "retrieval_r1",
+    "image_to_text_r1",
+    "image_to_text_r5",
+    "image_to_text_r10",
+    "text_to_image_r1",
+    "text_to_image_r5",
+    "text_to_image_r10",
+    "zero_shot_accuracy",
+    "knn_accuracy",
+    "linear_probe_accuracy",
+    "worst_teacher_r2",
+    "mean_teacher_r2",
+]
+#: Those that stand beside accuracy and loss, in tables, in `monitor` and in ablations.
 HEADLINES = (
     "retrieval_r1",
     "zero_shot_accuracy",

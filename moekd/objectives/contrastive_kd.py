@@ -10,11 +10,10 @@ from typing import Literal
 from torch import Tensor
 
 from ..routers.routing import Mix
-from ..signals import Signals
 from .base import OBJECTIVES
-from .embedding_pair import TeacherScale, TwoEmbeddings, check_rows, check_teacher_scale, teacher_scale
-from .embeddings import LogitScale, Pairs, Scale, ScaleSource, similarities
-from .similarity_pair import Scores, SimilarityObjective
+from .embedding_pair import TeacherScale, TwoEmbeddings, check_rows, check_teacher_scale
+from .embeddings import LogitScale, Scale, ScaleSource, similarities
+from .similarity_pair import SimilarityObjective
 
 Form = Literal["soft_ce", "kl"]
 
@@ -111,16 +110,6 @@ class ContrastiveKD(SimilarityObjective):
         self.student_scale = LogitScale(student_scale, initial_scale, max_scale)
         self.teacher_scale: TeacherScale = teacher_scale
         self.image, self.text = image, text
-
-    def student_scores(self, student: Signals, pairs: Pairs) -> Scores:
-        """Return the student's scaled similarities, texts of images and images of texts."""
-        scale = self.student_scale(student, self.name)
-        return scale * pairs.image_to_text, scale * pairs.text_to_image
-
-    def teacher_scores(self, name: str, teacher: Signals, pairs: Pairs) -> Scores:
-        """Return the teacher's scaled similarities."""
-        scale = teacher_scale(self.teacher_scale, name, teacher, self.name)
-        return scale * pairs.image_to_text, scale * pairs.text_to_image
 
     def compare(self, student_BN: Tensor, teacher_BN: Tensor) -> Tensor:
         """Return `soft_targets`, `[B]`."""

@@ -15,8 +15,8 @@ from ..errors import ModelError
 from ..routers.mixing import mixture
 from ..routers.routing import Mix
 from ..signals import Signals
-from .embedding_pair import EmbeddingObjective
-from .embeddings import Pairs, similarities
+from .embedding_pair import EmbeddingObjective, TeacherScale, teacher_scale
+from .embeddings import LogitScale, Pairs, similarities
 from .equal_rows import equal_rows, hide
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class SimilarityObjective(EmbeddingObjective):
     same: str | None = None
     image: str = "image"
     text: str = "text"
+    student_scale: LogitScale
+    teacher_scale: TeacherScale
 
     def pair_with(self, name: str, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return the loss to one teacher, `[B]`."""
@@ -72,12 +74,14 @@ class SimilarityObjective(EmbeddingObjective):
         return torch.stack(losses).mean(dim=0)
 
     def student_scores(self, student: Signals, pairs: Pairs) -> Scores:
-        """Return the student's scores of each direction."""
-        raise NotImplementedError
+        """Return the student's scores of each direction: scaled similarities, texts of images and images of texts."""
+        scale = self.student_scale(student, self.name)
+        return scale * pairs.image_to_text, scale * pairs.text_to_image
 
     def teacher_scores(self, name: str, teacher: Signals, pairs: Pairs) -> Scores:
         """Return the scores of the teacher called `name`, for the same directions."""
-        raise NotImplementedError
+        scale = teacher_scale(self.teacher_scale, name, teacher, self.name)
+        return scale * pairs.image_to_text, scale * pairs.text_to_image
 
     def compare(self, student_BN: Tensor, teacher_BN: Tensor) -> Tensor:
         """Return the loss of every row of one direction, `[B]`."""

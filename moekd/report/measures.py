@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
+from ..evaluation.embedding_metrics import EmbeddingMetric
 from .run import number
 
 #: Shares of right answers, and shares of variance (R2), that come from embeddings; in the order of the tables.
-EMBEDDING = (
-    "retrieval_r1",
-    "image_to_text_r1",
-    "image_to_text_r5",
-    "image_to_text_r10",
-    "text_to_image_r1",
-    "text_to_image_r5",
-    "text_to_image_r10",
-    "zero_shot_accuracy",
-    "knn_accuracy",
-    "linear_probe_accuracy",
-    "worst_teacher_r2",
-    "mean_teacher_r2",
-)
+EMBEDDING = get_args(EmbeddingMetric)
 #: What models are compared by, unless the config says: the first that is known of the student.
 HEADLINES = (
     "miou",

@@ -63,10 +63,10 @@ def refuse_batch_norm(student: nn.Module, where: str = "") -> None:
         )
 
 
-class _ChunkedStudent(Model):
-    """A model that runs a few rows at a time and recomputes its activations for the backward pass."""
+class _Chunked(nn.Module):
+    """What a model or pool in chunks has besides its forward: the whole one, whose attributes it shows as its own."""
 
-    def __init__(self, whole: Model, rows: int) -> None:
+    def __init__(self, whole: nn.Module, rows: int) -> None:
         nn.Module.__init__(self)
         self.whole, self.rows = whole, rows
 
@@ -76,6 +76,12 @@ class _ChunkedStudent(Model):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("whole"), name)
+
+
+class _ChunkedStudent(_Chunked, Model):
+    """A model that runs a few rows at a time and recomputes its activations for the backward pass."""
+
+    whole: Model
 
     def forward(self, batch: Batch, taps: Sequence[str] | None = None) -> Signals:
         """Return the signals of all rows."""
@@ -89,19 +95,10 @@ class _ChunkedStudent(Model):
         return said
 
 
-class _ChunkedPool(TeacherPool):
+class _ChunkedPool(_Chunked, TeacherPool):
     """A pool whose frozen teachers run a few rows at a time."""
 
-    def __init__(self, whole: TeacherPool, rows: int) -> None:
-        nn.Module.__init__(self)
-        self.whole, self.rows = whole, rows
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what this module has, or the whole one."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("whole"), name)
+    whole: TeacherPool
 
     def forward(
         self,

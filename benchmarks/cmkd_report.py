@@ -231,7 +231,8 @@ def _notes(rows: Sequence[Row], request: Request) -> list[str]:
         else "Nothing was tuned: published weights, and the teacher that reads most modalities."
     ]
     notes.append("Averaged and routed forms take the weight that was chosen for one teacher.")
-    notes.append("Seconds are those of the stages that a method does not share; memory is the process's peak so far.")
+    notes.append("Seconds are those of the stages that a method does not share.")
+    notes.append(_memory_note(rows))
     left: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         if row["status"] != "done":
@@ -242,6 +243,20 @@ def _notes(rows: Sequence[Row], request: Request) -> list[str]:
         shown = "; ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         notes.append(f"{status}: {shown} ({reason})")
     return notes
+
+
+def _memory_note(rows: Sequence[Row]) -> str:
+    """Say what the column of memory means; runs of an older version, or on other systems, know of the process only."""
+    done = [row for row in rows if row["status"] == "done"]
+    whole = sum(row.get("peak_memory_of") != "part" for row in done)
+    words = (
+        "Memory is the largest resident size while those stages ran, with libraries and data, or what they had "
+        "allocated on a GPU."
+    )
+    if not whole:
+        return words
+    share = "all" if whole == len(done) else f"{whole} of {len(done)}"
+    return f"{words} In {share} runs it could not be started anew and is the process's peak so far, over earlier runs."
 
 
 def _difference_cell(found: Difference | None) -> Cell:

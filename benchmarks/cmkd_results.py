@@ -22,7 +22,7 @@ from .cmkd import Request, choose, validation_metric
 COLUMNS = (
     *("cell", "method", "form", "title", "seed", "split", "weight", "teacher", "status", "reason"),
     *("accuracy", "balanced_accuracy", "weighted_f1", "kappa", "miou", "loss", "validation"),
-    *("seconds", "seconds_per_step", "teacher_forwards_per_step", "peak_memory_mb"),
+    *("seconds", "seconds_per_step", "teacher_forwards_per_step", "peak_memory_mb", "peak_memory_of"),
     *("trained_parameters", "student_parameters"),
 )
 PARAMETERS = "parameters.json"

@@ -120,6 +120,7 @@ def _done(place: dict[str, Any], job: Mapping[str, Any], folder: Path) -> list[d
         "seconds_per_step": sum(end["train_seconds"] for end in ends) / steps if steps else None,
         "teacher_forwards_per_step": sum(end["teacher_forwards"] for end in ends) / steps if steps else None,
         "peak_memory_mb": max((end["peak_memory_mb"] for end in ends), default=None),
+        "peak_memory_of": "part" if all(end.get("peak_memory_of") == "part" for end in ends) else "process",
     }
     common = {
         "status": "done",

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -18,6 +17,7 @@ from ..distributed import average_buffers, rows_everywhere, sum_over_processes
 from ..errors import CheckpointError, ConfigError, StoppedError
 from ..evaluation.evaluate import to_device
 from ..model import Batch, Model
+from ..peak_memory import PeakMemory
 from ..registry import Injected
 from ..schedules import Progress
 from ..step import Models
@@ -79,6 +79,7 @@ class TrainLoop:
 
     def __init__(self, settings: StageSettings, context: StageContext, resume: Mapping[str, Any] | None) -> None:
         self.settings, self.context = settings, context
+        self.memory = PeakMemory(context.device)
         self.modules = train_only(context.models, settings.trains, nn.ModuleList(settings.objectives))
         if settings.micro_batch is not None:
             refuse_batch_norm(context.models.student, f"stages.{settings.name}.")
@@ -334,7 +335,7 @@ class TrainLoop:
             self.entry("stage_end")
             | {"epochs": state.epoch, "steps": state.step, "seconds": self.seconds(), "best_epoch": state.best_epoch}
             | {"train_seconds": state.train_seconds, "teacher_forwards": state.teacher_forwards}
-            | {"peak_memory_mb": _peak_memory_mb(self.context.device)}
+            | self.memory.record()
         )
 
     # -- helpers -------------------------------------------------------------------------------------------------
@@ -378,11 +379,3 @@ class TrainLoop:
 
 def _headline(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in metrics.items() if isinstance(value, int | float) and key != "n"}
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -10,37 +10,44 @@ if TYPE_CHECKING:
     from .cmkd_report import write_cmkd
     from .cmkd_results import read_cmkd, read_published
     from .cmkd_suite import load_suite
-    from .suite import SUITES, Suite, read_results, run_suite
+    from .methods import methods_suite, read_methods, write_methods
+    from .suite import MST_DISTILL, Suite, read_results, run_suite
     from .summary import summarise, write_summary
 
 _HOMES = {
-    "SUITES": ".suite",
+    "MST_DISTILL": ".suite",
     "Request": ".cmkd",
     "Suite": ".suite",
     "count_runs": ".cmkd",
     "load_suite": ".cmkd_suite",
+    "methods_suite": ".methods",
     "read_cmkd": ".cmkd_results",
+    "read_methods": ".methods",
     "read_published": ".cmkd_results",
     "read_results": ".suite",
     "run_cmkd": ".cmkd",
     "run_suite": ".suite",
     "summarise": ".summary",
     "write_cmkd": ".cmkd_report",
+    "write_methods": ".methods",
     "write_summary": ".summary",
 }
 __all__ = [
-    "SUITES",
+    "MST_DISTILL",
     "Request",
     "Suite",
     "count_runs",
     "load_suite",
+    "methods_suite",
     "read_cmkd",
+    "read_methods",
     "read_published",
     "read_results",
     "run_cmkd",
     "run_suite",
     "summarise",
     "write_cmkd",
+    "write_methods",
     "write_summary",
 ]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, UnknownNameError, did_you_mean
+from ..errors import DataError
 from ..progress import Progressbar
 
 
@@ -26,22 +26,23 @@ class Suite:
     """What a benchmark runs.
 
     Attributes:
+        name: name in tables.
         configs: names of shipped configs.
         variants: config overrides by the name of a variant (label budgets).
         seeds: default number of seeds.
     """
 
+    name: str
     configs: tuple[str, ...]
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"all": ()})
     seeds: int = 5
 
 
-SUITES = {
-    "mst_distill": Suite(
-        configs=("suites/emoji_image", "suites/avmnist_image", "suites/avmnist_audio"),
-        variants={"all labels": (), "400 labels": ("data.labels=400",)},
-    ),
-}
+MST_DISTILL = Suite(
+    "mst_distill",
+    configs=("suites/emoji_image", "suites/avmnist_image", "suites/avmnist_audio"),
+    variants={"all labels": (), "400 labels": ("data.labels=400",)},
+)
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,6 @@ class Cell:
         return f"{Path(self.config).name}-{self.variant.replace(' ', '-')}-seed{self.seed}"
 
 
-def suite_named(name: str) -> Suite:
-    """Return a suite.
-
-    Raises:
-        UnknownNameError: with the nearest names.
-    """
-    if name not in SUITES:
-        hint = did_you_mean(name, SUITES) or f"; known: {', '.join(SUITES)}"
-        raise UnknownNameError(f"unknown benchmark suite '{name}'{hint}")
-    return SUITES[name]
-
-
 def cells(suite: Suite, seeds: int | None = None, only: Sequence[str] = ()) -> Iterator[Cell]:
     """Yield the runs of a suite, all configs of a seed before the next seed."""
     for seed in range(seeds or suite.seeds):
@@ -82,7 +71,7 @@ def cells(suite: Suite, seeds: int | None = None, only: Sequence[str] = ()) -> I
 
 
 def run_suite(
-    name: str,
+    suite: Suite,
     runs: Path,
     seeds: int | None = None,
     jobs: int = 1,
@@ -93,7 +82,7 @@ def run_suite(
     """Run what is left of a suite; a failed cell is reported and does not stop the others.
 
     Args:
-        name: name of the suite.
+        suite: what to run.
         runs: folder of the cells.
         seeds: number of seeds, default the suite's.
         jobs: processes at a time; each uses one thread.
@@ -104,10 +93,10 @@ def run_suite(
     Returns:
         The end of the error output of each failed cell.
     """
-    todo = [cell for cell in cells(suite_named(name), seeds, only) if not (runs / cell.name / "results.json").is_file()]
+    todo = [cell for cell in cells(suite, seeds, only) if not (runs / cell.name / "results.json").is_file()]
     failed: dict[str, str] = {}
     with Progressbar(enabled=not quiet) as progress, ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        progress.start(name, len(todo))
+        progress.start(suite.name, len(todo))
         futures = {pool.submit(run_cell, cell, runs, overrides): cell for cell in todo}
         for future in as_completed(futures):
             error = future.result()
@@ -129,18 +118,14 @@ def run_cell(cell: Cell, runs: Path, overrides: Sequence[str] = ()) -> str | Non
     return None if done.returncode == 0 else done.stderr[-2000:]
 
 
-def read_results(name: str, runs: Path) -> list[dict[str, Any]]:
+def read_results(suite: Suite, runs: Path) -> list[dict[str, Any]]:
     """Return a row for every (config, variant, split, arm, seed) of the finished cells.
 
     Raises:
         DataError: no cell is finished.
     """
     rows: list[dict[str, Any]] = []
-    for cell in cells(suite_named(name), seeds=1000):
-        file = runs / cell.name / "results.json"
-        if not file.is_file():
-            continue
-        results = json.loads(file.read_text(encoding="utf-8"))
+    for cell, results in finished_cells(suite, runs):
         place = {"config": Path(cell.config).name, "variant": cell.variant, "seed": cell.seed}
         for split, models in results["test"].items():
             for arm, metrics in models.items():
@@ -148,6 +133,20 @@ def read_results(name: str, runs: Path) -> list[dict[str, Any]]:
                 numbers = {"accuracy": metrics["accuracy"], "loss": metrics["loss"]}
                 title = results["titles"].get(arm, arm)
                 rows.append({**place, "split": split, "arm": arm, "title": title, "kind": kind, **numbers})
-    if not rows:
-        raise DataError(f"no finished run of suite '{name}' in {runs}")
     return rows
+
+
+def finished_cells(suite: Suite, runs: Path) -> list[tuple[Cell, dict[str, Any]]]:
+    """Return the finished cells, of any seed, with their results.
+
+    Raises:
+        DataError: no cell is finished.
+    """
+    found = []
+    for cell in cells(suite, seeds=1000):
+        file = runs / cell.name / "results.json"
+        if file.is_file():
+            found.append((cell, json.loads(file.read_bytes())))
+    if not found:
+        raise DataError(f"no finished run of suite '{suite.name}' in {runs}")
+    return found

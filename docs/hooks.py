@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS = re.compile(r"<!-- options: ([a-z ]+) -->")
+OPTIONS = re.compile(r"<!-- options: ([a-z_ ]+) -->")
 RESULTS = re.compile(r"<!-- results: ([\w-]+) -->")
 
 

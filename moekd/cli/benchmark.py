@@ -11,93 +11,125 @@ import typer
 
 from .arguments import OverridesArgument, QuietOption
 
-CMKD = "cmkd"
+benchmark = typer.Typer(
+    help="Run a benchmark suite over seeds and write its table, with intervals and paired differences. A finished run "
+    "is never run again, so the same command goes on where it was stopped.",
+    no_args_is_help=True,
+)
+
+SeedsOption = Annotated[int | None, typer.Option(min=1, help="Number of seeds, default the suite's.")]
+JobsOption = Annotated[int, typer.Option(min=1, help="Runs at a time; each uses one thread.")]
+RunsOption = Annotated[Path, typer.Option(help="Folder of the single runs; finished ones are not run again.")]
+OutputOption = Annotated[Path, typer.Option(help="Folder of the tables.")]
+SummaryOption = Annotated[bool, typer.Option("--summary-only", help="Only write the tables of what is there.")]
+
+RUNS, RESULTS = Path("runs/benchmark"), Path("results")
 #: Exit code after Ctrl-C.
 INTERRUPTED = 130
 
 
-def benchmark(
-    suite: Annotated[str, typer.Argument(help="Name of the suite: `cmkd` or `mst_distill`.")],
+@benchmark.command("mst_distill")
+def mst_distill(
     overrides: OverridesArgument = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, default the suite's.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; each uses one thread.")] = 1,
-    only: Annotated[
-        list[str] | None, typer.Option(help="mst_distill: run only cells whose name has this part.")
-    ] = None,
-    data: Annotated[
-        list[str] | None, typer.Option(help="cmkd: a data set with a direction, such as `mfeat_fou`; default several.")
-    ] = None,
-    methods: Annotated[list[str] | None, typer.Option(help="cmkd: a method, such as `kd`; default all.")] = None,
-    tuning: Annotated[
-        bool, typer.Option("--tuning/--no-tuning", help="cmkd: choose weights and teachers by validation first.")
-    ] = True,
-    against: Annotated[
-        Path | None,
-        typer.Option(help="cmkd: CSV file with published numbers (cell, method, value).", show_default=False),
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="cmkd: another suite file, which may extend ours.", show_default=False)
-    ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder of the single runs; finished ones are not run again.")] = Path(
-        "runs/benchmark"
-    ),
-    output: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("results"),
-    summary_only: Annotated[bool, typer.Option(help="Only write the tables of what is there.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="cmkd: only check all runs and count them.")] = False,
+    seeds: SeedsOption = None,
+    jobs: JobsOption = 1,
+    only: Annotated[list[str] | None, typer.Option(help="Run only cells whose name has this part.")] = None,
+    runs: RunsOption = RUNS,
+    output: OutputOption = RESULTS,
+    summary_only: SummaryOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Run a benchmark suite over seeds and write its table (CSV and Markdown) with intervals and paired differences.
+    """MST-Distill, its parts and its parity options on emoji and AV-MNIST, with all labels and with few."""
+    from ..benchmarks import MST_DISTILL, read_results, run_suite, write_summary
 
-    A finished run is never run again, so the same command goes on where it was stopped.
-    Example: `moekd benchmark cmkd --data mfeat_fou --data mfeat_kar --seeds 5 --jobs 2`.
-    """
-    if suite == CMKD:
-        options = {"--data": data, "--methods": methods, "--seeds": [seeds] if seeds else None}
-        given = [word for key, values in options.items() for value in values or () for word in (key, str(value))]
-        given += ["--no-tuning"] * (not tuning) + (["--file", str(file)] if file else [])
-        command = shlex.join(["moekd", "benchmark", suite, *(overrides or ()), *given])
-        from ..benchmarks import Request, load_suite
-
-        request = Request(load_suite(file), data or (), methods or (), seeds, overrides or (), tuning)
-        _cmkd(request, runs / CMKD, output, jobs, command, against, summary_only, dry_run, quiet)
-        return
-    from ..benchmarks import read_results, run_suite, write_summary
-
-    failed = {} if summary_only else run_suite(suite, runs, seeds, jobs, only or (), overrides or (), quiet)
-    command = " ".join(["moekd benchmark", suite, *(overrides or ()), *([f"--seeds {seeds}"] if seeds else [])])
-    typer.echo(f"table: {write_summary(read_results(suite, runs), output, suite, command)}")
+    failed = {} if summary_only else run_suite(MST_DISTILL, runs, seeds, jobs, only or (), overrides or (), quiet)
+    command = _command("mst_distill", overrides, seeds=[seeds] if seeds else ())
+    typer.echo(f"table: {write_summary(read_results(MST_DISTILL, runs), output, 'mst_distill', command)}")
     _tell(failed)
 
 
-def _cmkd(
-    request: object,
-    runs: Path,
-    output: Path,
-    jobs: int,
-    command: str,
-    against: Path | None,
-    summary_only: bool,
-    dry_run: bool,
-    quiet: bool,
+@benchmark.command("methods")
+def methods(
+    overrides: OverridesArgument = None,
+    only: Annotated[list[str] | None, typer.Option(help="A method, such as `promptkd`; default all.")] = None,
+    seeds: SeedsOption = None,
+    jobs: JobsOption = 1,
+    runs: RunsOption = RUNS,
+    output: OutputOption = RESULTS,
+    summary_only: SummaryOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    from ..benchmarks import Request, count_runs, read_cmkd, read_published, run_cmkd, write_cmkd
+    """Published methods against the baseline that each claims to beat, and against the student alone.
 
-    assert isinstance(request, Request)
-    published = read_published(against, request) if against else []
+    Example: `moekd benchmark methods --only promptkd --seeds 5 --jobs 2`.
+    """
+    from ..benchmarks import methods_suite, read_methods, run_suite, write_methods
+
+    suite = methods_suite(only or ())
+    failed = {} if summary_only else run_suite(suite, runs / "methods", seeds, jobs, (), overrides or (), quiet)
+    command = _command("methods", overrides, only=only or (), seeds=[seeds] if seeds else ())
+    typer.echo(f"table: {write_methods(read_methods(suite, runs / 'methods'), output, command)}")
+    _tell(failed)
+
+
+@benchmark.command("cmkd")
+def cmkd(
+    overrides: OverridesArgument = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="A data set with a direction, such as `mfeat_fou`; default several.")
+    ] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="A method, such as `kd`; default all.")] = None,
+    seeds: SeedsOption = None,
+    jobs: JobsOption = 1,
+    tuning: Annotated[
+        bool, typer.Option("--tuning/--no-tuning", help="Choose weights and teachers by validation first.")
+    ] = True,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="CSV file with published numbers (cell, method, value).", show_default=False),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Another suite file, which may extend ours.", show_default=False)
+    ] = None,
+    runs: RunsOption = RUNS,
+    output: OutputOption = RESULTS,
+    summary_only: SummaryOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check all runs and count them.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """The cross-modal benchmark: distillers on data sets with a direction, all tuned alike.
+
+    Example: `moekd benchmark cmkd --data mfeat_fou --data mfeat_kar --seeds 5 --jobs 2`.
+    """
+    from ..benchmarks import Request, count_runs, load_suite, read_cmkd, read_published, run_cmkd, write_cmkd
+
+    request = Request(load_suite(file), data or (), methods or (), seeds, overrides or (), tuning)
+    folder, published = runs / "cmkd", read_published(against, request) if against else []
+    command = _command("cmkd", overrides, data=data or (), methods=methods or (), seeds=[seeds] if seeds else ())
+    command += " --no-tuning" * (not tuning) + (f" --file {shlex.quote(str(file))}" if file else "")
     if dry_run:
-        for row in count_runs(request, runs):
+        for row in count_runs(request, folder):
             typer.echo(", ".join(f"{key} {value}" for key, value in row.items()))
         return
     failures: dict[str, str] = {}
     if not summary_only:
         try:
-            failures = run_cmkd(request, runs, jobs, command, quiet).failures
+            failures = run_cmkd(request, folder, jobs, command, quiet).failures
         except KeyboardInterrupt:
             typer.echo("interrupted; continue with the same command", err=True)
             sys.exit(INTERRUPTED)
-    for written in write_cmkd(read_cmkd(request, runs), request, output, command, published).values():
+    for written in write_cmkd(read_cmkd(request, folder), request, output, command, published).values():
         typer.echo(written)
     _tell(failures)
+
+
+def _command(suite: str, overrides: list[str] | None, **options: object) -> str:
+    """Return the call, as it stands above the table that it made."""
+    words = ["moekd", "benchmark", suite, *(overrides or ())]
+    for name, values in options.items():
+        assert isinstance(values, list | tuple)
+        words += [word for value in values for word in (f"--{name}", str(value))]
+    return shlex.join(words)
 
 
 def _tell(failed: dict[str, str]) -> None:

@@ -28,9 +28,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (distill, ablate, benchmark, check, evaluate, predict, serve, report, export):
+for command in (distill, ablate, check, evaluate, predict, serve, report, export):
     app.command()(command)
 app.command("list")(list_kinds)
+app.add_typer(benchmark, name="benchmark")
 app.add_typer(data, name="data")
 app.add_typer(cache, name="cache")
 

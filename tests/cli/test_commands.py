@@ -23,7 +23,9 @@ from ..engine.tiny import full
 
 COMMANDS = [
     "distill",
-    "benchmark",
+    "benchmark cmkd",
+    "benchmark methods",
+    "benchmark mst_distill",
     "check",
     "evaluate",
     "predict",

@@ -124,6 +124,10 @@ class BilevelLoop(TrainLoop):
         """Return the modules whose parameters the stage's optimizer moves: all but the router."""
         return {name: module for name, module in self.modules.items() if name != "router"}
 
+    def optimizers(self) -> list[Any]:
+        """Return everything that moves parameters."""
+        return [self.optimizer, self.outer]
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the models; which held-out batch is next follows from the number of steps."""
         return super().state_dict() | {"outer": self.outer.state_dict(), "last": self.last}
@@ -154,6 +158,7 @@ class BilevelLoop(TrainLoop):
             module.cache = lambda _: said  # the teachers have run on this batch
         for parameter, gradient in zip(self.router.parameters(), averaged(found.gradients), strict=True):
             parameter.grad = gradient
+        self.guard.check_gradients({"router": self.router}, held_out, f"{self.where()}, outer step", self.state.step)
         self.outer.step()
         self.outer.zero_grad()
         return found.loss

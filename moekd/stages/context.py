@@ -18,6 +18,7 @@ from ..errors import DataError, did_you_mean
 from ..evaluation import EmbeddingSettings
 from ..progress import Progressbar
 from ..step import Models
+from .recovery import NonFinitePolicy
 
 
 @dataclass
@@ -95,6 +96,7 @@ class StageContext:
         store: keeps signals of frozen teachers for other runs; None: each stage computes its own.
         disk: keeps those that do not fit in memory; the same folder where there is a `store`.
         cache: codecs and limits of the signals that are kept.
+        nonfinite: what a loss or gradient that is no number leads to.
     """
 
     accelerator: Accelerator
@@ -110,6 +112,7 @@ class StageContext:
     store: SignalStore | None = None
     disk: SignalStore | None = None
     cache: CacheSettings = field(default_factory=CacheSettings)
+    nonfinite: NonFinitePolicy = field(default_factory=NonFinitePolicy)
 
     @property
     def device(self) -> torch.device:

@@ -24,9 +24,13 @@ class FiniteGuard:
 
     On the CPU every step is checked before the optimizer moves. On a GPU a check would make the host wait, so the
     first bad step is kept on the device (step, ids) and read by `flush`, every few steps and before anything is saved.
+
+    Args:
+        deferred: keep the first bad step on the device, as on a GPU; None decides by the device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deferred: bool | None = None) -> None:
+        self.deferred = deferred
         self._bad_step: Tensor | None = None
         self._bad_ids: Tensor | None = None
 
@@ -39,7 +43,7 @@ class FiniteGuard:
             NonFiniteError: naming stage, step, loss terms, models and sample ids.
         """
         bad = ~torch.isfinite(loss.detach())
-        if loss.device.type != "cpu":
+        if self._waits(loss):
             self._note(bad, batch["id"], where, step)
         elif bool(sum_over_processes(bad.float())):
             raise NonFiniteError(explain(module, batch, progress, where, step))
@@ -59,7 +63,7 @@ class FiniteGuard:
         if not named:
             return
         bad = ~torch.isfinite(nn.utils.get_total_norm(list(named.values())))
-        if bad.device.type != "cpu":
+        if self._waits(bad):
             self._note(bad, batch["id"], where, step)
         elif bool(bad):
             names = [name for name, gradient in named.items() if not bool(torch.isfinite(gradient).all())]
@@ -83,6 +87,9 @@ class FiniteGuard:
             ids = self._bad_ids.tolist()
             raise NonFiniteError(f"{where}, step {bad}: loss or gradient is not finite; sample ids: {_some(ids)}")
         self._bad_step = None
+
+    def _waits(self, value: Tensor) -> bool:
+        return value.device.type != "cpu" if self.deferred is None else self.deferred
 
     def _note(self, bad: Tensor, ids: Tensor, where: str, step: int) -> None:
         """Remember the first bad step on the device."""

@@ -26,6 +26,8 @@ class LoopState:
         seconds: time spent in earlier sessions of this stage.
         train_seconds: the part of it that went into training steps.
         teacher_forwards: forwards of teachers in training steps.
+        bad_steps: steps that changed nothing since their loss or gradient was no number.
+        bad_in_a_row: those without a good step (or, by the policy, a checkpoint) since.
         sums: sums of the loss terms since the last record, on the device.
         count: batches in `sums`.
         shares: rows each teacher variant taught in this epoch, all rows, and the sum of their entropies (and of
@@ -42,6 +44,8 @@ class LoopState:
     seconds: float = 0.0
     train_seconds: float = 0.0
     teacher_forwards: int = 0
+    bad_steps: int = 0
+    bad_in_a_row: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
     shares: dict[str, Tensor] = field(default_factory=dict)

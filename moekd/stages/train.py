@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..distributed import average_buffers, rows_everywhere, sum_over_processes
-from ..errors import CheckpointError, ConfigError, StoppedError
+from ..errors import CheckpointError, ConfigError, NonFiniteError, StoppedError
 from ..evaluation.evaluate import to_device
 from ..model import Batch, Model
 from ..peak_memory import PeakMemory
@@ -24,9 +24,11 @@ from ..step import Models
 from .base import STAGES, Stage, StageSettings
 from .context import RunData, StageContext
 from .fit_gates import fit_gates
+from .followers import Followers
 from .grad_cache import refuse_batch_norm
 from .guard import FiniteGuard
 from .loop_state import LoopState, adopt_options, copy_weights, load_weights, options_of
+from .recovery import Recovery
 from .teacher_plan import build_cache, plan_teachers
 from .trainable import parameters_of, train_only
 from .training_step import TrainingStep
@@ -89,6 +91,9 @@ class TrainLoop:
         for module in [context.models.student, context.models.pool, context.models.router, *settings.objectives]:
             if module is not None:
                 module.to(context.device)
+        self.followers = Followers(context.models, settings, "student" in self.modules)
+        if resume is None:
+            self.followers.restart()
         plan = plan_teachers(context.models, context.data, settings, context.cache)
         cache = build_cache(context, settings, plan)
         if resume is None:
@@ -114,12 +119,16 @@ class TrainLoop:
         if settings.ema is not None and "student" in self.modules:
             average = get_ema_multi_avg_fn(settings.ema)
             self.ema = AveragedModel(context.models.student, multi_avg_fn=average, use_buffers=True)
-        self.guard = FiniteGuard()
+        self.guard = FiniteGuard(deferred=None if context.nonfinite.policy == "raise" else False)
         self.state = LoopState()
         self.training_loss, self.validated = math.nan, ""
         self.started = time.monotonic()
         if resume is not None:
             self.load_state(resume)
+        others = [context.models.router, nn.ModuleList(settings.objectives), self.ema, *self.followers.teachers]
+        written = [*self.modules.values(), *others]
+        present = [module for module in written if module is not None]
+        self.recovery = Recovery(context.nonfinite, self.state, present, self.optimizers)
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -169,6 +178,10 @@ class TrainLoop:
         """Return the modules whose parameters the stage's optimizer moves."""
         return self.modules
 
+    def optimizers(self) -> list[Any]:
+        """Return everything that moves parameters."""
+        return [self.optimizer]
+
     def before_batch(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Do what comes before the gradients of a batch; return further loss terms for the log."""
         return {}
@@ -177,6 +190,7 @@ class TrainLoop:
 
     def run(self) -> None:
         """Train epoch by epoch, then leave the best (or last) weights in the models."""
+        self.recovery.saved()
         while self.state.epoch < self.epochs and not self.stops_early():
             self.run_epoch()
             self.end_epoch()
@@ -216,13 +230,14 @@ class TrainLoop:
         group = min(settings.accumulate, self.batches - state.batch // settings.accumulate * settings.accumulate)
         last = (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == self.batches
         quiet = contextlib.nullcontext() if last else context.accelerator.no_sync(self.step_module)
-        if rows_everywhere(batch):
-            further = self.before_batch(batch, progress)
-            with quiet:
-                result = self.step_module(batch, progress)
-                self.guard.check(self.module, result["loss"], batch, progress, self.where(), state.step)
-                context.accelerator.backward(result["loss"] / group)
-            state.add(result | {"terms": result["terms"] | further})
+        if state.batch % settings.accumulate == 0:
+            self.recovery.before()
+        if rows_everywhere(batch) and not self.recovery.spoilt:
+            try:
+                with quiet:
+                    self.add_gradients(batch, progress, group)
+            except NonFiniteError as error:
+                self.recovery.note(error)
         state.batch += 1
         if last:
             self.update(batch)
@@ -231,22 +246,49 @@ class TrainLoop:
         context.progress.advance()
         return last
 
+    def add_gradients(self, batch: Batch, progress: Progress, group: int) -> None:
+        """Add the gradients of one batch of a group, whose losses are averaged.
+
+        Raises:
+            NonFiniteError: the loss is no number.
+        """
+        further = self.before_batch(batch, progress)
+        result = self.step_module(batch, progress)
+        self.guard.check(self.module, result["loss"], batch, progress, self.where(), self.state.step)
+        self.context.accelerator.backward(result["loss"] / group)
+        self.state.add(result | {"terms": result["terms"] | further})
+
     def update(self, batch: Batch) -> None:
-        """One optimizer step; `batch` is the last one of its gradients."""
-        if self.context.accelerator.scaler is None:
-            self.guard.check_gradients(self.modules, batch, self.where(), self.state.step)
+        """One optimizer step; `batch` is the last one of its gradients. A spoilt one changes nothing."""
+        if self.context.accelerator.scaler is None and not self.recovery.spoilt:
+            try:
+                self.guard.check_gradients(self.modules, batch, self.where(), self.state.step)
+            except NonFiniteError as error:
+                self.recovery.note(error)
+        if self.recovery.spoilt:
+            self.recovery.undo()
+            for module in self.modules.values():
+                module.zero_grad()
+        else:
+            self.move()
+        self.state.step += 1
+
+    def move(self) -> None:
+        """Move the parameters along the gradients."""
         if self.settings.clip_norm is not None:
             self.context.accelerator.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         skipped = self.context.accelerator.optimizer_step_was_skipped
+        self.recovery.stepped(skipped)
         if self.scheduler is not None and not skipped:
             self.scheduler.step()
         if self.ema is not None:
             self.ema.update_parameters(self.context.models.student)
+        if not skipped:
+            self.followers.follow()
         if "router" in self.modules and self.context.models.router is not None:
             self.context.models.router.after_step()
-        self.state.step += 1
 
     def record(self, progress: Progress) -> None:
         """Write the means of the loss terms since the last record."""
@@ -262,7 +304,9 @@ class TrainLoop:
         lr = self.optimizer.param_groups[0]["lr"]
         self.context.progress.advance(0, f"loss {losses['total']:.4g}  {self.validated}")
         self.context.log(
-            self.entry("train") | {"losses": losses, "weights": weights, "lr": lr, "seconds": self.seconds()}
+            self.entry("train")
+            | {"losses": losses, "weights": weights, "lr": lr, "seconds": self.seconds()}
+            | self.recovery.counts()
         )
 
     def end_epoch(self) -> None:
@@ -336,6 +380,7 @@ class TrainLoop:
             | {"epochs": state.epoch, "steps": state.step, "seconds": self.seconds(), "best_epoch": state.best_epoch}
             | {"train_seconds": state.train_seconds, "teacher_forwards": state.teacher_forwards}
             | self.memory.record()
+            | self.recovery.counts()
         )
 
     # -- helpers -------------------------------------------------------------------------------------------------
@@ -343,6 +388,7 @@ class TrainLoop:
     def save(self) -> None:
         """Write a checkpoint."""
         self.guard.flush(self.where())
+        self.recovery.saved()
         self.context.save(self.state_dict())
 
     def averaged(self) -> Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -17,6 +17,21 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
     """
     parts = [part for module in modules for part in module.modules()]
     modes = [(part, part.training) for part in parts]
+    put_back = remember_buffers(*modules)
+    try:
+        yield
+    finally:
+        put_back()
+        for part, mode in modes:
+            part.training = mode
+
+
+def remember_buffers(*modules: nn.Module) -> Callable[[], None]:
+    """Copy the buffers and extra state of the modules; what is returned puts them back.
+
+    Buffers keep their identity. One that is None before is None again.
+    """
+    parts = [part for module in modules for part in module.modules()]
     buffers = [
         (part, name, buffer, None if buffer is None else buffer.clone())
         for part in parts
@@ -25,18 +40,17 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
     extras = [
         (part, part.get_extra_state()) for part in parts if type(part).get_extra_state is not nn.Module.get_extra_state
     ]
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         for part, extra in extras:
             part.set_extra_state(extra)
-        for part, mode in modes:
-            part.training = mode
         with torch.no_grad():
             for part, name, buffer, value in buffers:
                 if buffer is not None and value is not None:
                     buffer.copy_(value)
                 part._buffers[name] = buffer
+
+    return put_back
 
 
 def same_random_numbers(device: torch.device) -> AbstractContextManager[None]:

@@ -122,17 +122,18 @@ class Poison(Objective):
     Args:
         from_epoch: first epoch with NaN.
         gradient: only the gradient is not finite.
+        epochs: how many epochs it stays so.
     """
 
-    def __init__(self, from_epoch: int = 1, gradient: bool = False) -> None:
+    def __init__(self, from_epoch: int = 1, gradient: bool = False, epochs: int = 1000) -> None:
         super().__init__()
-        self.from_epoch, self.gradient = from_epoch, gradient
+        self.from_epoch, self.gradient, self.until_epoch = from_epoch, gradient, from_epoch + epochs
 
     def forward(self, step: Step) -> Mapping[str, Tensor]:
         """Return `{"tiny_poison": [B]}`."""
         logits_BC = step.student.require_logits("tiny_poison")
         zero_B = (logits_BC - logits_BC.detach()).square().sum(dim=1)
-        if step.progress.epoch < self.from_epoch:
+        if not self.from_epoch <= step.progress.epoch < self.until_epoch:
             return {"tiny_poison": zero_B}
         return {"tiny_poison": zero_B.sqrt() if self.gradient else zero_B.log() - zero_B.log()}
 

@@ -13,6 +13,7 @@ from torch import nn
 from . import export as exporting
 from .config import build
 from .data import DATASETS
+from .distributed import other_processes
 from .dry_run import dry_run
 from .program import Program
 from .recipe import Recipe
@@ -53,6 +54,7 @@ def distill(
     runs: Path | str = "runs",
     resume: str | Path | None = None,
     override: Collection[str] = (),
+    resume_relaxed: Collection[str] = (),
     baselines: bool = True,
     quiet: bool = False,
 ) -> Run:
@@ -65,6 +67,8 @@ def distill(
         runs: folder of all runs.
         resume: "auto" or the path of a checkpoint, to continue a run.
         override: config keys in which the resumed run may differ from its checkpoint.
+        resume_relaxed: what a resumed run may do without where it can't be restored: "random", the states of the random
+            generators; "metrics", the records before the checkpoint.
         baselines: train the config's baselines too.
         quiet: no progress bars.
 
@@ -82,10 +86,11 @@ def distill(
     dry_run(program)
     run = RunFolder(Path(runs), default_name(recipe) if name is None else name, resume=resume is not None)
     trainer = Trainer(program, run, quiet)
-    results = trainer.fit(resume, override)
+    results = trainer.fit(resume, override, relaxed=resume_relaxed)
     if trainer.is_main:
         finish(recipe, program, run)
-    trainer.accelerator.wait_for_everyone()
+    with other_processes():
+        trainer.accelerator.wait_for_everyone()
     return Run(run.path, results)
 
 

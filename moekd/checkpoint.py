@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .atomic import atomic_directory, remove_leftovers, safe_name, temporary_sibling, write_text
-from .errors import CheckpointError, ConfigError, DataError
+from .errors import CheckpointError, ConfigError, DataError, UnsavedError
 from .manifest import read_manifest, verify_files, write_manifest
 from .state_codec import flatten, unflatten
 
@@ -61,8 +61,8 @@ def save_checkpoint(
         The new checkpoint's folder.
 
     Raises:
-        CheckpointError: the state can't be stored, or the disk refuses; earlier checkpoints are untouched and nothing
-            half-written stays.
+        UnsavedError: the disk refuses; earlier checkpoints are untouched and nothing half-written stays.
+        CheckpointError: the state can't be stored.
     """
     if keep is not None and keep < 1:
         raise CheckpointError(f"keep={keep} would delete the checkpoint just written; use 1 or more, or None for all")
@@ -292,8 +292,8 @@ def _disk_errors(target: Path, needed: int) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
         if number in _DISK_FULL:
             available = shutil.disk_usage(next(path for path in target.parents if path.exists())).free
-            raise CheckpointError(
+            raise UnsavedError(
                 f"disk full: checkpoint {target} needs about {needed:,} bytes, available are {available:,}; "
                 "nothing was changed, earlier checkpoints are intact; free some space and resume"
             ) from error
-        raise CheckpointError(f"checkpoint {target} could not be written: {error}; earlier ones are intact") from error
+        raise UnsavedError(f"checkpoint {target} could not be written: {error}; earlier ones are intact") from error

@@ -7,14 +7,21 @@ with a collective that carries gradients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .errors import DataError
+from .errors import DataError, PeerError
+
+#: How gloo and NCCL say that another process is gone or silent.
+_LOST = re.compile(
+    r"connection (was )?(closed|reset|refused)|timed out|timeout|broken pipe|socket|remote process", re.I
+)
 
 
 def world_size() -> int:
@@ -25,6 +32,24 @@ def world_size() -> int:
 def rank() -> int:
     """Return the index of this process."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+@contextmanager
+def other_processes() -> Iterator[None]:
+    """Turn what a collective operation raises when another process is gone or silent into one clear error.
+
+    Raises:
+        PeerError: which process noticed it, and what to look at.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+            raise
+        raise PeerError(
+            f"process {rank()} of {world_size()} stops: another one failed, or did not answer within "
+            f"trainer.timeout_minutes; its own message says why ({str(error).splitlines()[0]:.200})"
+        ) from error
 
 
 def batch_mean(values_BD: Tensor) -> Tensor:

@@ -50,6 +50,14 @@ class CheckpointError(MoekdError):
     """A checkpoint is missing, damaged or belongs to another run."""
 
 
+class UnsavedError(CheckpointError):
+    """A checkpoint could not be written; earlier ones are untouched."""
+
+
+class PeerError(MoekdError):
+    """Another process of the run failed, or does not answer."""
+
+
 class MissingDependencyError(MoekdError):
     """An optional package is needed; the message names the extra to install."""
 

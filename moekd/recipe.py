@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from .data import (
     with_labels,
     with_policy,
 )
-from .errors import ConfigError
+from .errors import ConfigError, MoekdError
 from .evaluation import embedding_settings
 from .model import Model
 from .objectives import OBJECTIVES
@@ -122,6 +122,7 @@ class Recipe:
             about=self._about(dataset, student),
             cache=CacheSettings(**vars(config.cache)),
             headline=config.evaluation.headline,
+            resolve=resolved,
         )
 
     def run_data(self, dataset: Dataset) -> RunData:
@@ -224,6 +225,14 @@ class Recipe:
             },
             "paper": config.paper.model_dump() if config.paper else None,
         }
+
+
+def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a resolved config, perhaps of an earlier version, with today's defaults; as it is if it can't be read."""
+    try:
+        return recipe_dict(parse_recipe(config, "checkpoint"))
+    except MoekdError:
+        return dict(config)
 
 
 def _enabled(config: RecipeConfig, source: str) -> RecipeConfig:

@@ -6,9 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from torch import nn
+
 from .program import Program
 from .stages.loop_state import StateDict, copy_weights
 from .teachers import TeacherPool
+
+#: Bytes of a checkpoint besides its weights, about.
+_SMALL = 1 << 16
 
 
 @dataclass
@@ -63,6 +68,17 @@ def module_states(program: Program, state: RunState) -> dict[str, Any]:
         "teachers": {name: program.pool.teacher(name).state_dict() for name in state.trained},
         "snapshots": state.snapshots,
     }
+
+
+def checkpoint_bytes(program: Program) -> int:
+    """Return about how large a checkpoint gets: weights, two moments of the optimizer, the best weights."""
+    state = RunState()
+    for stage in (stage for phase in program.phases for stage in phase.stages):
+        state.note_trained(stage.settings.trains, program.pool)
+    modules: list[nn.Module] = [program.pool.masks, *(program.pool.teacher(name) for name in state.trained)]
+    modules += [part for phase in program.phases for part in (phase.student, phase.router) if part is not None]
+    weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    return 4 * weights + _SMALL
 
 
 def load_modules(program: Program, states: Mapping[str, Any]) -> None:

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .checkpoint import check_same, find_latest, load_checkpoint
 from .distributed import rank
 from .errors import CheckpointError
 from .program import Program
-from .randomness import restore_random_state
+from .randomness import restore_gathered
 from .run_state import RunState, load_modules
 from .tracking import RunFolder
 
@@ -45,6 +43,7 @@ def take_over(program: Program, start: Path, meta: Mapping[str, Any], run: RunFo
             named.
     """
     state, theirs = _finished_run(start)
+    theirs["config"] = program.resolve(theirs["config"])
     config, position = theirs["config"], theirs["run"]
     stages = config["stages"]
     if len(stages) >= len(program.config["stages"]):
@@ -61,8 +60,7 @@ def take_over(program: Program, start: Path, meta: Mapping[str, Any], run: RunFo
     if not config.get("masks"):
         models["masks"] = program.pool.masks.state_dict()
     load_modules(program, models)
-    restore_random_state(state["random"]["main"])
-    torch.set_rng_state(state["random"]["ranks"][rank()].clone())  # it misreads views
+    restore_gathered(state["random"], rank())
     if run is not None:
         run.metrics.write_bytes(_records(start, theirs["metrics_position"]))
         logger.info("took over %d stages of %s", len(stages), start)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 
-from .atomic import FolderLock, append_jsonl, plain, safe_name, sync_file, write_json, write_text
+from .atomic import FolderLock, append_jsonl, plain, probe_writable, safe_name, sync_file, write_json, write_text
 from .errors import ConfigError, DataError, MissingDependencyError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class RunFolder:
 
     Raises:
         ConfigError: the name can't be a folder, or the folder holds a run already and `resume` is not set.
-        DataError: the path is a file.
+        DataError: the path is a file, or can't be written.
     """
 
     def __init__(self, root: Path, name: str, *, resume: bool = False) -> None:
@@ -57,8 +57,8 @@ class RunFolder:
                 f"run '{name}' exists already in {root}: continue it with --resume, choose another --name, "
                 "or delete that folder"
             )
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self.figures.mkdir(exist_ok=True)
+        for folder in (self.path, self.checkpoints, self.figures):
+            probe_writable(folder)
 
     @property
     def config(self) -> Path:

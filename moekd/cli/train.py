@@ -22,6 +22,13 @@ def distill(
     override: Annotated[
         list[str] | None, typer.Option(help="Config key in which the resumed run may differ from its checkpoint.")
     ] = None,
+    resume_relaxed: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="random|metrics",
+            help="What the resumed run may do without if it can't be restored: random states, records so far.",
+        ),
+    ] = None,
     baselines: Annotated[bool, typer.Option(help="Train the config's baselines too.")] = True,
     quiet: QuietOption = False,
 ) -> None:
@@ -41,6 +48,7 @@ def distill(
         runs=runs,
         resume=resume,
         override=override or (),
+        resume_relaxed=resume_relaxed or (),
         baselines=baselines,
         quiet=quiet,
     )

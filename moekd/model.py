@@ -55,7 +55,7 @@ class Model(nn.Module):
             features[tap] = output
 
         with tapped(self.network, self.taps if taps is None else taps, keep):
-            output = self.network(*self.arguments(batch))
+            output = self.call(self.arguments(batch))
         said = self.interpret(output)
         signals = Signals(said.logits, said.features | features, said.embeddings, dict(said.heads))
         for name, head in self.heads.items():
@@ -67,6 +67,10 @@ class Model(nn.Module):
             )
             signals.heads[name] = head(value)
         return signals
+
+    def call(self, arguments: tuple[Tensor, ...]) -> Any:
+        """Return what the network gives for its inputs."""
+        return self.network(*arguments)
 
     def arguments(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the network's inputs in call order.

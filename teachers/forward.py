@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..model import Batch, tapped
+from ..model import Batch, Model, tapped
 from ..signals import Signals
 from .masks import Mask
 from .teacher import Teacher
@@ -30,9 +30,10 @@ class MaskedTap(NamedTuple):
 def forward_shared(
     teacher: Teacher, batch: Batch, active: Sequence[MaskedTap], cumulative: bool, record: Sequence[str] | None = ()
 ) -> dict[str, Signals]:
-    """Share the prefix: each tap appends the masked copy of its source rows behind the rows that are there.
+    """Share the prefix: each tap appends the masked copies of its source rows behind the rows that are there.
 
-    The source is the plain rows, or, if masks are cumulative, the rows of the previous variant.
+    The source is the plain rows, or, if masks are cumulative, the rows of the previous variant. A tap has several
+    masks where teachers that are the same run as one; masks are then not cumulative.
 
     Args:
         teacher: frozen, in eval mode.
@@ -48,21 +49,21 @@ def forward_shared(
         ModelError: a tap fires twice or not at all, or stacked taps fire in another order.
     """
     size, order = batch_size(teacher, batch), [teacher.name]
-    by_tap = {variant.tap: variant for variant in active}
+    by_tap = _by_tap(active)
 
     def append(tap: str, output: Tensor) -> Tensor:
-        variant = by_tap[tap]
-        if variant.name in order:
+        here = by_tap[tap]
+        if here[0].name in order:
             raise ModelError(f"tap '{tap}' of teacher '{teacher.name}' fires twice in one forward; tap another module")
-        if cumulative and variant != active[len(order) - 1]:
+        if cumulative and here != [active[len(order) - 1]]:
             raise ModelError(
                 f"masks of teacher '{teacher.name}' stack in the order {[v.tap for v in active]}, but tap '{tap}' "
                 "fires earlier; specialise the taps in the order of the forward, or use sharing='replicate'"
             )
         source = len(order) - 1 if cumulative else 0
         part = output[source * size : (source + 1) * size]
-        order.append(variant.name)
-        return torch.cat([output, variant.mask.adapt(part)])
+        order.extend(variant.name for variant in here)
+        return torch.cat([output, *(variant.mask.adapt(part) for variant in here)])
 
     signals = _forward_with(teacher, batch, active, append, record)
 
@@ -92,14 +93,15 @@ def forward_replicated(
     size, names = batch_size(teacher, batch), [variant.name for variant in active]
     names = [teacher.name, *names] if plain else names
     copies = {field: torch.cat([batch[field]] * len(names)) for field in teacher.inputs}
-    by_tap = {variant.tap: variant for variant in active}
+    by_tap = _by_tap(active)
 
     def replace(tap: str, output: Tensor) -> Tensor:
-        variant = by_tap[tap]
-        first = names.index(variant.name) * size
-        last = output.shape[0] if cumulative else first + size
-        adapted = variant.mask.adapt(output[first:last])
-        return torch.cat([output[:first], adapted, output[last:]])
+        for variant in by_tap[tap]:
+            first = names.index(variant.name) * size
+            last = output.shape[0] if cumulative else first + size
+            adapted = variant.mask.adapt(output[first:last])
+            output = torch.cat([output[:first], adapted, output[last:]])
+        return output
 
     signals = _forward_with(teacher, copies, active, replace, record)
     return {name: signals.select(slice(i * size, (i + 1) * size)) for i, name in enumerate(names)}
@@ -129,7 +131,7 @@ def prefix_is_exact(teacher: Teacher, batch: Batch, active: Sequence[MaskedTap],
 
 def batch_size(teacher: Teacher, batch: Batch) -> int:
     """Return the number of rows that a teacher sees."""
-    return int(teacher.arguments(batch)[0].shape[0])
+    return int(Model.arguments(teacher, batch)[0].shape[0])  # as they are: neither moved nor cast
 
 
 def _forward_with(
@@ -150,6 +152,13 @@ def _forward_with(
     if silent:
         raise ModelError(f"taps {sorted(silent)} of teacher '{teacher.name}' take no part in its forward")
     return signals
+
+
+def _by_tap(active: Sequence[MaskedTap]) -> dict[str, list[MaskedTap]]:
+    found: dict[str, list[MaskedTap]] = {}
+    for variant in active:
+        found.setdefault(variant.tap, []).append(variant)
+    return found
 
 
 def _close(a: Signals, b: Signals) -> bool:

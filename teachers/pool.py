@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from ..model import Batch, find_module
 from ..signals import PoolSignals, Signals
 from .forward import MaskedTap, batch_size, forward_replicated, forward_shared, prefix_is_exact
 from .masks import Mask
-from .teacher import Teacher
+from .teacher import Teacher, staying
 
 logger = logging.getLogger(__name__)
 #: Names that objectives use for the student and for groups of models.
@@ -43,6 +43,9 @@ class TeacherPool(nn.Module):
     A network whose rows meet another branch of the old batch size can't take that; there the input is replicated
     instead (`sharing="auto"` finds out with a few rows, once a teacher, by comparing both).
 
+    Teachers that are the same (weights, structure, inputs, taps) run as one after `merge_equal`, each with its own
+    masks. `forwards` counts the forwards of networks.
+
     Args:
         teachers: the teachers by name.
         mask_stacking: `independent` gives every variant its own mask only (the paper of MST-Distill); `cumulative`
@@ -65,12 +68,23 @@ class TeacherPool(nn.Module):
         self.masks_train = False
         self.forwards = 0
         self._variants = {name: Variant(name, name) for name in teachers}
-        self._shares_prefix: dict[tuple[str, bool], bool] = {}
+        self._shares_prefix: dict[tuple[str, ...], bool] = {}
+        self._stands_for: dict[str, str] = {}
 
     @property
     def names(self) -> list[str]:
         """Names of the plain teachers."""
         return list(self.teachers)
+
+    @property
+    def followers(self) -> list[str]:
+        """Names of the teachers whose weights follow the student's."""
+        return [name for name in self.names if self.teacher(name).follows]
+
+    @property
+    def trainable(self) -> list[str]:
+        """Names of the teachers that a stage can train: all but the followers."""
+        return [name for name in self.names if not self.teacher(name).follows]
 
     @property
     def specialised(self) -> list[str]:
@@ -109,6 +123,21 @@ class TeacherPool(nn.Module):
         self._shares_prefix.clear()
         return name
 
+    def merge_equal(self) -> dict[str, str]:
+        """Let teachers that are the same run once a batch; to be called whenever weights have changed.
+
+        Returns:
+            For every teacher that does not run itself the one that runs in its place.
+        """
+        self._stands_for = {}
+        self._shares_prefix.clear()
+        for index, name in enumerate(self.names):
+            for earlier in self.names[:index]:
+                if earlier not in self._stands_for and self.teacher(name).same_as(self.teacher(earlier)):
+                    self._stands_for[name] = earlier
+                    break
+        return dict(self._stands_for)
+
     def variant(self, name: str) -> Variant:
         """Return what a variant is made of."""
         if name not in self._variants:
@@ -141,8 +170,7 @@ class TeacherPool(nn.Module):
         if rows is not None:
             wanted = [variant for variant in wanted if variant.name in rows and len(rows[variant.name])]
         found: dict[str, Signals] = {}
-        for teacher in dict.fromkeys(variant.teacher for variant in wanted):
-            mine = [variant for variant in wanted if variant.teacher == teacher]
+        for teacher, mine in self._by_forward(wanted).items():
             if rows is None:
                 found |= self._run(teacher, batch, mine, features)
             else:
@@ -173,6 +201,17 @@ class TeacherPool(nn.Module):
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def _by_forward(self, wanted: Sequence[Variant]) -> dict[str, list[Variant]]:
+        """Return which variants come out of one forward, by the teacher that runs; stacked masks are of one teacher."""
+        masked = {variant.teacher for variant in wanted if variant.tap is not None}
+        found: dict[str, list[Variant]] = {}
+        for variant in wanted:
+            runs = self._stands_for.get(variant.teacher, variant.teacher)
+            mixed = self._stacks() and bool(masked & {variant.teacher, runs})
+            trains = self.teacher(runs).trained or self.teacher(variant.teacher).trained
+            found.setdefault(variant.teacher if mixed or trains else runs, []).append(variant)
+        return found
+
     def _active(self, mine: Sequence[Variant], teacher: str) -> list[Variant]:
         """Return the masked variants that a forward needs: those asked for and, if masks stack, the earlier ones."""
         masked = [v for v in self._variants.values() if v.teacher == teacher and v.tap is not None]
@@ -188,45 +227,74 @@ class TeacherPool(nn.Module):
     def _run_rows(
         self, teacher: str, batch: Batch, mine: Sequence[Variant], rows: Mapping[str, Tensor], features: bool
     ) -> dict[str, Signals]:
-        union = torch.unique(torch.cat([rows[variant.name] for variant in mine]))
-        part = {key: value[union] if isinstance(value, Tensor) else value for key, value in batch.items()}
+        asked = [rows[variant.name] for variant in mine]
+        union = asked[0] if len(asked) == 1 else torch.unique(torch.cat(asked))
+        filled = filled_up(union) if self.teacher(teacher).pads else union
+        fields = {field: batch[field] for field in self.teacher(teacher).inputs if field in batch}
+        part = {key: value[filled] if isinstance(value, Tensor) else value for key, value in fields.items()}
         signals = self._run(teacher, part, mine, features)
+        if len(asked) == 1:
+            return signals if filled is union else {mine[0].name: signals[mine[0].name].select(slice(len(union)))}
         return {v.name: signals[v.name].select(torch.searchsorted(union, rows[v.name])) for v in mine}
 
     def _run(self, name: str, batch: Batch, mine: Sequence[Variant], features: bool) -> dict[str, Signals]:
         """Return the signals of variants of one teacher, from one forward."""
         trains = not self.frozen([variant.name for variant in mine])
         teacher, record = self.teacher(name), None if features else ()
-        active = self._masked_taps(self._active(mine, name))
+        owners = dict.fromkeys(variant.teacher for variant in mine)
+        active = self._masked_taps([variant for owner in owners for variant in self._active(mine, owner)])
         if teacher.training and active:
             raise ModelError(f"teacher '{name}' is being trained: its masked variants can't run at the same time")
         with torch.inference_mode(not trains):
             if not active:
                 outputs = {name: teacher(batch, record)}
-            elif self._shares(teacher, batch):
+            elif self._shares(teacher, batch, tuple(owners)):
                 outputs = forward_shared(teacher, batch, active, self._stacks(), record)
             else:
                 plain = any(variant.tap is None for variant in mine)
                 outputs = forward_replicated(teacher, batch, active, self._stacks(), record, plain)
         self.forwards += 1
-        signals = {variant.name: outputs[variant.name] for variant in mine}
+        signals = {v.name: outputs[name if v.tap is None else v.name] for v in mine}
         return signals if trains else {key: value.map(torch.clone) for key, value in signals.items()}
 
     def _masked_taps(self, variants: Sequence[Variant]) -> list[MaskedTap]:
         return [MaskedTap(v.name, v.tap, self.mask(v.name)) for v in variants if v.tap is not None]
 
-    def _shares(self, teacher: Teacher, batch: Batch) -> bool:
-        """Tell whether a teacher's variants share their prefix; `auto` tries it once and remembers."""
+    def _shares(self, teacher: Teacher, batch: Batch, owners: tuple[str, ...] = ()) -> bool:
+        """Tell whether a forward's variants share their prefix; `auto` tries it once and remembers."""
         if self.sharing != "auto" or batch_size(teacher, batch) == 0:
             return self.sharing == "prefix" and batch_size(teacher, batch) > 0
-        key = (teacher.name, self._stacks())
+        owners = owners or (teacher.name,)
+        key = (str(self._stacks()), teacher.name, *owners)
         if key not in self._shares_prefix:
-            own = [variant for variant in self._variants.values() if variant.teacher == teacher.name]
-            every = self._masked_taps(self._active(own, teacher.name))
+            own = [variant for variant in self._variants.values() if variant.teacher in owners]
+            every = self._masked_taps([variant for owner in owners for variant in self._active(own, owner)])
             self._shares_prefix[key] = prefix_is_exact(teacher, batch, every, self._stacks())
             if not self._shares_prefix[key]:
                 logger.info("teacher '%s': variants replicate its input, since they can't share a prefix", teacher.name)
         return self._shares_prefix[key]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TeacherPool:
+        """Move or cast everything; masks stay with teachers that have a device of their own."""
+        places = {_key(v.name): self.teacher(v.teacher).place for v in self._variants.values() if v.tap is not None}
+        devices = {key: torch.device(place) for key, place in places.items() if place not in ("auto", "rotated")}
+        every = self.masks._modules
+        self.masks._modules = {key: mask for key, mask in every.items() if key not in devices}
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self.masks._modules = every
+        for key, device in devices.items():
+            self.masks[key]._apply(staying(fn, device), recurse)
+        return self
+
+
+def filled_up(rows: Tensor) -> Tensor:
+    """Return row indices with the first one repeated up to one of a few sizes: four an octave, multiples of 8."""
+    count = len(rows)
+    step = max(8, 1 << max(0, count.bit_length() - 3))
+    missing = -count % step
+    return torch.cat([rows, rows[:1].expand(missing)]) if missing else rows
 
 
 def _key(variant: str) -> str:

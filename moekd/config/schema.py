@@ -21,9 +21,9 @@ SnakeCase = Annotated[
 Trained = Annotated[
     str,
     StringConstraints(
-        pattern=r"^(student(\.\w+)*|teachers|masks|router|objectives|teachers\.[A-Za-z0-9][A-Za-z0-9_-]{0,63}(\.\w+)*)\z"
+        pattern=r"^(student|teachers|masks|router|objectives|teachers\.[A-Za-z0-9][A-Za-z0-9_-]{0,63})\z"
     ),
-    Means("student, teachers, teachers.NAME, masks, router, objectives, or a part such as student.model.image"),
+    Means("student, teachers, teachers.NAME, masks, router or objectives"),
 ]
 ArxivId = Annotated[
     str, StringConstraints(pattern=r"^(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})\z"), Means("an arXiv id in quotes")
@@ -118,29 +118,6 @@ class ModelConfig(Section):
     licence: str | None = None
 
 
-class FollowConfig(Section):
-    """A teacher that is the moving average of the student (the momentum teacher of momentum distillation).
-
-    Attributes:
-        momentum: share of its weights that stays at each step; a run of a few hundred steps wants 0.99.
-        buffers: whether it takes the student's buffers (statistics of batch normalisation) or keeps the first ones.
-    """
-
-    momentum: Annotated[float, Ge(0), Lt(1)] = 0.995
-    buffers: Literal["copy", "keep"] = "copy"
-
-
-class TeacherConfig(ModelConfig):
-    """A teacher: a network (`kind` and its options) and what it reads and shows.
-
-    Attributes:
-        follows: its weights follow the student's. Without a `kind`, it takes over the keys of `student`. It starts
-            again as a copy of the student at every stage that trains the student and reads it.
-    """
-
-    follows: FollowConfig | None = None
-
-
 class MasksConfig(Section):
     """The mask (`kind` and its options) that each tap of each teacher gets, and how masks of one teacher meet.
 
@@ -219,9 +196,7 @@ class StageConfig(Section):
     Attributes:
         spec: kind of the stage and its own options.
         name: name in logs, unique in its list.
-        trains: modules whose parameters are updated; all others are frozen. A path behind a model's name
-            (`student.model.image`, `teachers.clip.zero_shot`) trains that part of its network alone; the rest of the
-            model stays in eval mode.
+        trains: modules whose parameters are updated; all others are frozen.
         objectives: the losses.
         transforms: what is done to a batch first.
         optimizer: any optimizer of `torch.optim`, by lower-case name, with its options.
@@ -388,10 +363,6 @@ class TrainerConfig(Section):
         on_nonfinite: what a step leads to whose loss or gradient is not finite: `raise` stops the run, `skip` leaves
             the step out, `rollback` also takes the weights and the optimizer's memory back to the last checkpoint.
         max_nonfinite: such steps in a row (`rollback`: since the last checkpoint) after which the run stops anyway.
-        on_failed_save: what a checkpoint leads to that can't be written, as on a full disk: `stop` ends the run, `wait`
-            pauses it and tries again until there is space or a signal comes, `continue` goes on without it. The
-            checkpoints from before are untouched.
-        timeout_minutes: how long one of several processes waits for the others before it stops with a message.
     """
 
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -404,8 +375,6 @@ class TrainerConfig(Section):
     threads: Positive | None = None
     on_nonfinite: Literal["raise", "skip", "rollback"] = "raise"
     max_nonfinite: Positive = 10
-    on_failed_save: Literal["stop", "wait", "continue"] = "stop"
-    timeout_minutes: Annotated[float, Gt(0)] = 30.0
 
 
 class RecipeConfig(Section):
@@ -432,7 +401,7 @@ class RecipeConfig(Section):
     paper: PaperConfig | None = None
     data: DataConfig
     student: ModelConfig
-    teachers: dict[Name, TeacherConfig] = {}
+    teachers: dict[Name, ModelConfig] = {}
     masks: MasksConfig | None = None
     router: RouterConfig | None = None
     stages: Annotated[list[StageConfig], MinLen(1)]

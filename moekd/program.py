@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,6 +51,8 @@ class LoopSettings:
     threads: int | None = None
     on_nonfinite: Literal["raise", "skip", "rollback"] = "raise"
     max_nonfinite: int = 10
+    on_failed_save: Literal["stop", "wait", "continue"] = "stop"
+    timeout_minutes: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Program:
         about: further facts for reports (title, data set, student).
         cache: codecs and limits of teachers' signals that are kept.
         headline: metric that tables and comparisons are about; None: what is known of the student.
+        resolve: gives a resolved config of an earlier version today's defaults for the keys that it lacks.
     """
 
     phases: list[Phase]
@@ -81,6 +84,7 @@ class Program:
     about: Mapping[str, Any] = field(default_factory=dict)
     headline: str | None = None
     cache: CacheSettings = field(default_factory=CacheSettings)
+    resolve: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 
     def models(self, phase: Phase) -> Models:
         """Return what the stages of a phase work on; the pool stacks its masks as the phase says."""

@@ -5,29 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from .allocator import keep_freed_memory
-from .atomic import probe_writable
 from .cache import SignalStore
-from .checkpoint import check_same, clean_leftovers, config_hash, find_latest, load_checkpoint, save_checkpoint
-from .errors import CheckpointError, ConfigError, StoppedError
+from .distributed import other_processes
+from .errors import ConfigError, StoppedError
 from .interruption import StopRequest
 from .measure import measure
 from .program import Phase, Program
 from .progress import Progressbar
-from .randomness import random_state, restore_random_state, seed_everything
-from .run_state import RunState, load_modules, module_states
+from .randomness import seed_everything
+from .run_checkpoints import RunCheckpoints, check_relaxed
+from .run_state import RunState
 from .stages import StageContext
 from .stages.recovery import NonFinitePolicy
 from .take_over import take_over
-from .teachers.manifest import describe_teachers, differences
+from .teachers.manifest import describe_teachers
 from .tracking import RunFolder, Trackers
 
 logger = logging.getLogger(__name__)
@@ -57,10 +58,14 @@ class Trainer:
         train = program.data.split("train")
         sample = train.__getitems__(list(range(min(2, len(train)))))
         self.teachers = describe_teachers(program.pool, program.config, sample)
-        self.fingerprints = {row["name"]: row["fingerprint"] for row in self.teachers}
+        self.checkpoints = RunCheckpoints(program, run, self.accelerator, self.teachers, self.stop)
 
     def fit(
-        self, resume: Path | str | None = None, allow: Collection[str] = (), start: Path | None = None
+        self,
+        resume: Path | str | None = None,
+        allow: Collection[str] = (),
+        start: Path | None = None,
+        relaxed: Collection[str] = (),
     ) -> dict[str, Any]:
         """Run (or continue) the program; return the results that are also in `results.json`.
 
@@ -70,20 +75,30 @@ class Trainer:
             allow: config keys that may differ from the checkpoint's.
             start: folder of a finished run whose stages are this one's first stages: they are taken over. A checkpoint
                 of this run itself goes first.
+            relaxed: what a resumed run may do without, of `run_checkpoints.RELAXABLE`.
 
         Raises:
-            CheckpointError: nothing to resume from, or it belongs to another run.
+            CheckpointError: nothing to resume from, it belongs to another run, or no checkpoint can be written.
             StoppedError: a signal ended the run after a step, which is saved.
+            PeerError: another process of the run failed or does not answer.
         """
         program = self.program
+        check_relaxed(relaxed)
         lock = self.run_folder.lock() if self.is_main else _nothing()
-        with lock, self.progress, _settings(program), self.stop:
+        with other_processes(), lock, self.progress, _settings(program), self.stop:
             seed_everything(program.seed, self.accelerator.process_index)
-            stage_state = self.resume(resume, allow) if resume is not None else None
-            if self.is_main and stage_state is None and not self.state.stages_done:
+            if self.is_main:
+                self.checkpoints.probe()
+            found = self.checkpoints.find(resume) if resume is not None else None
+            stage_state: Mapping[str, Any] | None = None
+            if found is not None:
+                self.state, stage_state = self.checkpoints.restore(found, allow, relaxed)
+            elif self.is_main:
                 self.start_folder()
-            if start is not None and not self.state.stages_done and stage_state is None:
-                self.state = take_over(self.program, start, self.meta(), self.run_folder if self.is_main else None)
+            if start is not None and found is None:
+                self.state = take_over(
+                    self.program, start, self.checkpoints.meta(), self.run_folder if self.is_main else None
+                )
             self.trackers.start(program.config)
             for index in range(self.state.phase, len(program.phases)):
                 self.run_phase(index, program.phases[index], stage_state)
@@ -95,11 +110,7 @@ class Trainer:
         return results
 
     def start_folder(self) -> None:
-        """Make sure that the run can be written, and write what is known before the first step."""
-        models = [self.program.pool, *(phase.student for phase in self.program.phases)]
-        weights = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
-        probe_writable(self.run_folder.path, 3 * weights * (self.program.loop.keep + 1))
-        clean_leftovers(self.run_folder.checkpoints)
+        """Write what is known before the first step."""
         self.run_folder.truncate_to(0)
         self.run_folder.write_config(self.program.config)
         self.run_folder.write_environment()
@@ -154,91 +165,9 @@ class Trainer:
             prefix = f"{record['phase']}/{record['stage']}"
             self.trackers.log({f"{prefix}/{record['type']}": scalars}, step=record["step"])
 
-    # -- checkpoints ---------------------------------------------------------------------------------------------
-
     def save(self, stage_state: Mapping[str, Any]) -> None:
-        """Write a checkpoint; the main process writes, the others give their random state."""
-        randoms = self.gather_random_states()
-        if self.is_main:
-            state = {
-                "models": module_states(self.program, self.state),
-                "stage": dict(stage_state),
-                "random": {"ranks": randoms, "main": random_state()},
-            }
-            meta = self.meta() | {"run": self.state.to_dict(), "metrics_position": self.run_folder.position()}
-            meta["teachers"] = self.teachers
-            name = f"{self.state.saves:06d}"
-            self.state.saves += 1
-            save_checkpoint(self.run_folder.checkpoints, name, state, meta, keep=self.program.loop.keep)
-        self.accelerator.wait_for_everyone()
-
-    def meta(self) -> dict[str, Any]:
-        """Return what must be the same when a run goes on."""
-        return {
-            "config": self.program.config,
-            "config_hash": config_hash(self.program.config),
-            "teacher_fingerprints": self.fingerprints,
-            "dataset_fingerprint": self.program.dataset_fingerprint,
-            "world_size": self.accelerator.num_processes,
-        }
-
-    def resume(self, resume: Path | str, allow: Collection[str]) -> Mapping[str, Any] | None:
-        """Load a checkpoint into the program; return the state of the stage it was saved in, or None at a boundary."""
-        path = self.find(resume)
-        if path is None:
-            return None
-        state, meta = load_checkpoint(path)
-        self.check(meta, allow)
-        self.state = RunState.from_dict(meta["run"] | {"snapshots": state["models"]["snapshots"]})
-        load_modules(self.program, state["models"])
-        restore_random_state(state["random"]["main"])
-        if self.accelerator.num_processes > 1:
-            ranks = state["random"]["ranks"]
-            torch.set_rng_state(ranks[self.accelerator.process_index].clone())  # it misreads views
-        if self.is_main:
-            clean_leftovers(self.run_folder.checkpoints)
-            self.run_folder.truncate_to(meta["metrics_position"])
-            self.run_folder.write_config(self.program.config)
-            logger.info("resumed from %s", path)
-        return state["stage"] or None
-
-    def check(self, meta: Mapping[str, Any], allow: Collection[str]) -> None:
-        """Refuse a checkpoint of another run.
-
-        Raises:
-            CheckpointError: what differs; where the teachers do, also in what (revision, weights, preparation, ...).
-        """
-        try:
-            check_same(meta, self.meta(), allow)
-        except CheckpointError as error:
-            others = differences(meta.get("teachers", self.teachers), self.teachers)
-            if not others:
-                raise
-            raise CheckpointError(
-                "\n".join([str(error), "the teachers differ in:", *(f"  {o}" for o in others)])
-            ) from error
-
-    def find(self, resume: Path | str) -> Path | None:
-        """Return the checkpoint to resume from."""
-        if resume != "auto":
-            path = Path(resume)
-            if not path.is_dir():
-                raise CheckpointError(f"no checkpoint at {path}; --resume auto takes the newest of the run")
-            return path
-        path_or_none, skipped = find_latest(self.run_folder.checkpoints)
-        for bad, reason in skipped if self.is_main else ():
-            logger.warning("skipped the checkpoint %s: %s", bad.name, reason)
-        if path_or_none is None and self.is_main:
-            logger.warning("no checkpoint to resume from: the run starts from the beginning")
-        return path_or_none
-
-    def gather_random_states(self) -> torch.Tensor:
-        """Return the torch generator states of all processes, `[processes, bytes]`."""
-        mine = torch.get_rng_state()[None]
-        if self.accelerator.num_processes == 1:
-            return mine
-        gathered: torch.Tensor = self.accelerator.gather(mine.to(self.accelerator.device))
-        return gathered.cpu()
+        """Write a checkpoint; all processes call this."""
+        self.checkpoints.save(self.state, stage_state)
 
 
 def make_accelerator(program: Program) -> Accelerator:
@@ -264,7 +193,7 @@ def make_accelerator(program: Program) -> Accelerator:
         return Accelerator(
             mixed_precision=loop.mixed_precision,
             cpu=cpu,
-            kwargs_handlers=[ddp],
+            kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=timedelta(minutes=loop.timeout_minutes))],
         )
     except ValueError as error:
         raise ConfigError(f"trainer.mixed_precision: '{loop.mixed_precision}' can't be used here: {error}") from error

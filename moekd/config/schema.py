@@ -363,6 +363,10 @@ class TrainerConfig(Section):
         on_nonfinite: what a step leads to whose loss or gradient is not finite: `raise` stops the run, `skip` leaves
             the step out, `rollback` also takes the weights and the optimizer's memory back to the last checkpoint.
         max_nonfinite: such steps in a row (`rollback`: since the last checkpoint) after which the run stops anyway.
+        on_failed_save: what a checkpoint leads to that can't be written, as on a full disk: `stop` ends the run, `wait`
+            pauses it and tries again until there is space or a signal comes, `continue` goes on without it. The
+            checkpoints from before are untouched.
+        timeout_minutes: how long one of several processes waits for the others before it stops with a message.
     """
 
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -375,6 +379,8 @@ class TrainerConfig(Section):
     threads: Positive | None = None
     on_nonfinite: Literal["raise", "skip", "rollback"] = "raise"
     max_nonfinite: Positive = 10
+    on_failed_save: Literal["stop", "wait", "continue"] = "stop"
+    timeout_minutes: Annotated[float, Gt(0)] = 30.0
 
 
 class RecipeConfig(Section):

@@ -13,6 +13,7 @@ from ..errors import MoekdError
 from .ablate import ablate
 from .benchmark import benchmark
 from .cache import cache
+from .convert import convert
 from .data import data
 from .inspection import check, list_kinds
 from .results import evaluate, export, predict, report
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (distill, ablate, check, evaluate, predict, serve, report, export):
+for command in (distill, ablate, check, evaluate, predict, serve, report, export, convert):
     app.command()(command)
 app.command("list")(list_kinds)
 app.add_typer(benchmark, name="benchmark")

@@ -32,6 +32,7 @@ COMMANDS = [
     "serve",
     "report",
     "export",
+    "convert",
     "list",
     "data",
     "data prepare",

@@ -1,5 +1,6 @@
 """Teachers, their masked variants and the pool that runs them."""
 
+from .factorised_mask import FactorisedAttentionMask
 from .manifest import check_same, describe_teachers, differences
 from .masks import MASKS, FeatureAttentionMask, Mask
 from .normalize import Normalisation, TargetNorm
@@ -8,6 +9,7 @@ from .teacher import Teacher
 
 __all__ = [
     "MASKS",
+    "FactorisedAttentionMask",
     "FeatureAttentionMask",
     "Mask",
     "Normalisation",

@@ -14,6 +14,7 @@ from moekd.teachers import MASKS, FactorisedAttentionMask, FeatureAttentionMask
 from ..builders import randomise
 
 
+@torch.no_grad()
 def test_equals_loops_over_features() -> None:
     mask = randomise(FactorisedAttentionMask(7, rank=3), seed=2, scale=0.7).double()
     z = torch.randn(4, 7, dtype=torch.float64)
@@ -34,18 +35,19 @@ def test_equals_loops_over_features() -> None:
 
 @pytest.mark.parametrize("start", [0.5, 0.9])
 def test_starts_as_one_weight_and_learns_from_there(start: float) -> None:
+    torch.manual_seed(0)
     mask, z = FactorisedAttentionMask(12, rank=4, start=start), torch.randn(64, 12)
     torch.testing.assert_close(mask(z), torch.full_like(z, start))
-    wanted = torch.sigmoid(3 * z[:, :1] * z.roll(1, dims=1))
+    wanted = torch.sigmoid(6 * z.mean(dim=1, keepdim=True) + z)
     optimizer = torch.optim.Adam(mask.parameters(), lr=0.05)
-    losses = []
-    for _ in range(60):
+    losses: list[float] = []
+    for _ in range(80):
         optimizer.zero_grad()
         loss = (mask(z) - wanted).square().mean()
         loss.backward()
         optimizer.step()
         losses.append(float(loss))
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     assert all(parameter.grad.abs().sum() > 0 for parameter in mask.parameters())
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import read_tensors
-from .config import ModelConfig, RouterConfig, Spec, build
+from .config import ModelConfig, RouterConfig, Spec, TeacherConfig, build
 from .data import Dataset
 from .errors import ConfigError, MoekdError, did_you_mean
 from .model import Batch, Model
@@ -33,7 +33,7 @@ def build_model(config: ModelConfig, name: str, dataset: Dataset, seed: int, mak
 
 
 def build_pool(
-    configs: Mapping[str, ModelConfig],
+    configs: Mapping[str, TeacherConfig],
     dataset: Dataset,
     seed: int,
     stacking: Stacking = "independent",
@@ -45,8 +45,13 @@ def build_pool(
         where = f"teachers.{name}"
         network = (make or make_network)(config, where, dataset, seed)
         with at(f"{where}.taps"):
-            teachers[name] = Teacher(network, config.inputs, config.taps, getattr(torch, config.dtype), name)
+            teachers[name] = _teacher(network, config, name)
     return TeacherPool(teachers, stacking)
+
+
+def _teacher(network: nn.Module, config: TeacherConfig, name: str) -> Teacher:
+    dtype, runs = getattr(torch, config.dtype), (config.device, config.compile, config.pad_rows)
+    return Teacher(network, config.inputs, config.taps, dtype, name).settled(*runs)
 
 
 def build_masks(spec: Spec, pool: TeacherPool, sample: Batch, seed: int) -> None:

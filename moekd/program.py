@@ -49,6 +49,7 @@ class LoopSettings:
     deterministic: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
+    overlap: bool = False
     on_nonfinite: Literal["raise", "skip", "rollback"] = "raise"
     max_nonfinite: int = 10
     on_failed_save: Literal["stop", "wait", "continue"] = "stop"

@@ -152,6 +152,7 @@ class Trainer:
             store=self.store,
             disk=self.disk,
             cache=self.program.cache,
+            overlap=loop.overlap,
             nonfinite=NonFinitePolicy(loop.on_nonfinite, loop.max_nonfinite),
         )
 
@@ -182,6 +183,13 @@ def make_accelerator(program: Program) -> Accelerator:
     loop = program.loop
     if loop.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("trainer.device: 'cuda' is asked for, but there is no usable GPU; use auto or cpu")
+    for name in program.pool.names:
+        place = program.pool.teacher(name).place
+        if place.startswith("cuda") and (torch.device(place).index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"teachers.{name}.device: '{place}' is asked for, but there are {torch.cuda.device_count()} usable "
+                "GPUs; use auto, rotated or cpu"
+            )
     cpu = loop.device == "cpu" or not torch.cuda.is_available()
     if cpu and loop.mixed_precision == "fp16":
         raise ConfigError("trainer.mixed_precision: 'fp16' can't be used here: it needs a GPU; use bf16 or no")

@@ -135,6 +135,7 @@ class TeacherPool(nn.Module):
             for earlier in self.names[:index]:
                 if earlier not in self._stands_for and self.teacher(name).same_as(self.teacher(earlier)):
                     self._stands_for[name] = earlier
+                    logger.info("teachers '%s' and '%s' are the same: they run once a batch", earlier, name)
                     break
         return dict(self._stands_for)
 

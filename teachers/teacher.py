@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +38,6 @@ class Teacher(Model):
 
     Attributes:
         follows: True where the weights follow those of the student, so that no optimizer moves them.
-        place: where its weights are kept while it is frozen; `.to()` and the like leave them there. One that trains
-            has them where the student is, unless it has a device of its own.
-        compiles: run the network through `torch.compile` in forwards without taps and masks.
-        pads: fill up batches of some rows (`TeacherPool`'s `rows`) to one of a few sizes, so that compiled networks
-            and tuned kernels meet few shapes; `compiles` implies it.
     """
 
     follows = False
@@ -56,17 +51,29 @@ class Teacher(Model):
         name: str = "teacher",
         heads: Mapping[str, nn.Module] | None = None,
         head_inputs: Mapping[str, str] | None = None,
-        place: Place = "auto",
-        compiles: bool = False,
-        pads: bool = False,
     ) -> None:
         super().__init__(network, inputs, taps, heads, head_inputs)
         self.name, self.dtype = name, dtype
         self.trained = False
+        self.place: Place = "auto"
+        self.pads = False
+        self.compiled: Compiled | None = None
         self.to(dtype)
-        self.place, self.pads = place, pads or compiles
-        self.compiled = Compiled(f"teacher '{name}'") if compiles else None
         self.freeze()
+
+    def settled(self, place: Place = "auto", compiles: bool = False, pads: bool = False) -> Self:
+        """Say where and how this teacher runs while it is frozen, and return it.
+
+        Args:
+            place: where its weights are kept; `.to()` and the like leave them there. One that trains has them where
+                the student is, unless it has a device of its own.
+            compiles: run the network through `torch.compile` in forwards without taps and masks.
+            pads: fill up batches of some rows (`TeacherPool`'s `rows`) to one of a few sizes, so that compiled
+                networks and tuned kernels meet few shapes; `compiles` implies it.
+        """
+        self.place, self.pads = place, pads or compiles
+        self.compiled = Compiled(f"teacher '{self.name}'") if compiles else None
+        return self
 
     @property
     def device(self) -> torch.device | None:
@@ -144,9 +151,10 @@ class Teacher(Model):
 
         Weights are compared one after the other, so that teachers that differ cost next to nothing.
         """
-        if self.learns or other.learns or (self.place, self.device) != (other.place, other.device):
+        if any(teacher.learns or teacher.follows for teacher in (self, other)):
             return False
-        if (self.inputs, self.taps, self.dtype) != (other.inputs, other.taps, other.dtype):
+        kinds = [(t.inputs, t.taps, t.dtype, t.place, t.device) for t in (self, other)]
+        if kinds[0] != kinds[1]:
             return False
         mine, theirs = self.state_dict(), other.state_dict()
         if mine.keys() != theirs.keys() or self._structure() != other._structure():
@@ -159,7 +167,7 @@ class Teacher(Model):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
         """Move or cast the weights; a teacher with a place of its own is cast, and moved to that place."""
-        place = getattr(self, "place", "auto")
+        place = self.__dict__.get("place", "auto")
         if place == "auto" or (place == "rotated" and self.learns):
             return super()._apply(fn, recurse)
         return super()._apply(staying(fn, torch.device("cpu" if place == "rotated" else place)), recurse)

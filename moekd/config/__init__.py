@@ -23,6 +23,7 @@ from .schema import (
     RouterConfig,
     Section,
     StageConfig,
+    TeacherConfig,
     TrainerConfig,
 )
 from .spec import Spec
@@ -45,6 +46,7 @@ __all__ = [
     "Section",
     "Spec",
     "StageConfig",
+    "TeacherConfig",
     "TrainerConfig",
     "apply_changes",
     "apply_overrides",

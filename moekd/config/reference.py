@@ -27,6 +27,7 @@ from .schema import (
     RetrievalConfig,
     RouterConfig,
     StageConfig,
+    TeacherConfig,
     TrainerConfig,
     ZeroShotConfig,
 )
@@ -37,7 +38,8 @@ SECTIONS = {
     "The whole file": RecipeConfig,
     "paper": PaperConfig,
     "data": DataConfig,
-    "student, teachers.NAME": ModelConfig,
+    "student": ModelConfig,
+    "teachers.NAME": TeacherConfig,
     "masks": MasksConfig,
     "router, baselines.NAME.router": RouterConfig,
     "stages[]": StageConfig,

@@ -32,6 +32,11 @@ WeightsFile = Annotated[
     str, StringConstraints(pattern=r"^[^\x00]+\.safetensors\z"), Means("the path of a .safetensors file")
 ]
 Positive = Annotated[int, Ge(1)]
+Place = Annotated[
+    str,
+    StringConstraints(pattern=r"^(auto|rotated|cpu|cuda(:\d+)?)\z"),
+    Means("auto, rotated, cpu, cuda or the name of a GPU such as cuda:1"),
+]
 Tracker = Literal["mlflow", "tensorboard", "trackio", "wandb"]
 
 
@@ -116,6 +121,22 @@ class ModelConfig(Section):
     weights: WeightsFile | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     licence: str | None = None
+
+
+class TeacherConfig(ModelConfig):
+    """A teacher: a network (`kind` and its options), what it reads and shows, and where and how it runs.
+
+    Attributes:
+        device: where its weights are: with the student (`auto`), on a device of its own (`cpu`, `cuda:1`), or in main
+            memory and brought to the student's device for each forward (`rotated`), so that teachers take the memory
+            of the largest of them.
+        compile: run it through `torch.compile` where it is frozen and nothing is tapped.
+        pad_rows: fill up the rows that a router sends to it to one of a few batch sizes, as `compile` does too.
+    """
+
+    device: Place = "auto"
+    compile: bool = False
+    pad_rows: bool = False
 
 
 class MasksConfig(Section):
@@ -360,6 +381,9 @@ class TrainerConfig(Section):
         deterministic: use deterministic algorithms only.
         device: where to train.
         threads: CPU threads; PyTorch's choice by default.
+        overlap: let live teachers run on the next batch while the student trains on this one, on a GPU on a stream of
+            its own. For frozen teachers that see whole batches without transforms; a stage says whether it does. Not
+            yet measured on a GPU; nothing is won without one.
         on_nonfinite: what a step leads to whose loss or gradient is not finite: `raise` stops the run, `skip` leaves
             the step out, `rollback` also takes the weights and the optimizer's memory back to the last checkpoint.
         max_nonfinite: such steps in a row (`rollback`: since the last checkpoint) after which the run stops anyway.
@@ -377,6 +401,7 @@ class TrainerConfig(Section):
     deterministic: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = None
+    overlap: bool = False
     on_nonfinite: Literal["raise", "skip", "rollback"] = "raise"
     max_nonfinite: Positive = 10
     on_failed_save: Literal["stop", "wait", "continue"] = "stop"
@@ -407,7 +432,7 @@ class RecipeConfig(Section):
     paper: PaperConfig | None = None
     data: DataConfig
     student: ModelConfig
-    teachers: dict[Name, ModelConfig] = {}
+    teachers: dict[Name, TeacherConfig] = {}
     masks: MasksConfig | None = None
     router: RouterConfig | None = None
     stages: Annotated[list[StageConfig], MinLen(1)]

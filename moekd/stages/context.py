@@ -96,6 +96,7 @@ class StageContext:
         store: keeps signals of frozen teachers for other runs; None: each stage computes its own.
         disk: keeps those that do not fit in memory; the same folder where there is a `store`.
         cache: codecs and limits of the signals that are kept.
+        overlap: let live teachers run one batch ahead of the student.
         nonfinite: what a loss or gradient that is no number leads to.
     """
 
@@ -112,6 +113,7 @@ class StageContext:
     store: SignalStore | None = None
     disk: SignalStore | None = None
     cache: CacheSettings = field(default_factory=CacheSettings)
+    overlap: bool = False
     nonfinite: NonFinitePolicy = field(default_factory=NonFinitePolicy)
 
     @property

@@ -21,6 +21,7 @@ from ..peak_memory import PeakMemory
 from ..registry import Injected
 from ..schedules import Progress
 from ..step import Models
+from .ahead import look_ahead
 from .base import STAGES, Stage, StageSettings
 from .context import RunData, StageContext
 from .fit_gates import fit_gates
@@ -90,6 +91,7 @@ class TrainLoop:
         for module in [context.models.student, context.models.pool, context.models.router, *settings.objectives]:
             if module is not None:
                 module.to(context.device)
+        context.models.pool.merge_equal()
         plan = plan_teachers(context.models, context.data, settings, context.cache)
         cache = build_cache(context, settings, plan)
         if resume is None:
@@ -103,6 +105,8 @@ class TrainLoop:
             cache,
             settings.micro_batch,
         )
+        self.ahead = look_ahead(context, settings, plan) if context.overlap and cache is None else None
+        self.module.cache = cache if self.ahead is None else self.ahead
         self.batches = len(context.train_loader(settings.name, 0, split=settings.split))
         self.total_steps = settings.steps or math.ceil(self.batches / settings.accumulate) * (settings.epochs or 1)
         self.epochs = settings.epochs or math.ceil(self.total_steps / math.ceil(self.batches / settings.accumulate))
@@ -202,10 +206,11 @@ class TrainLoop:
             f"{context.phase}/{settings.name} {state.epoch + 1}/{self.epochs}", self.batches, state.batch
         )
         started, forwards = time.monotonic(), context.models.pool.forwards
-        for batch in loader:
+        moved = (to_device(batch, context.device) for batch in loader)
+        for batch in moved if self.ahead is None else self.ahead.batches(loader):
             if state.step >= self.total_steps:
                 break
-            stepped = self.run_batch(to_device(batch, context.device))
+            stepped = self.run_batch(batch)
             now, ran = time.monotonic(), context.models.pool.forwards
             state.train_seconds, started = state.train_seconds + now - started, now
             state.teacher_forwards, forwards = state.teacher_forwards + ran - forwards, ran

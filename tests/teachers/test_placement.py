@@ -19,9 +19,9 @@ from ..builders import Vectors, hook_count, make_batch, make_mask, randomise, sn
 META = torch.device("meta")
 
 
-def teacher(name: str = "a", seed: int = 3, **options: Any) -> Teacher:
+def teacher(name: str = "a", seed: int = 3, dtype: torch.dtype = torch.float32, **runs: Any) -> Teacher:
     """Return a teacher on vectors."""
-    return Teacher(randomise(Vectors(10), seed), ["right"], ["fc1"], name=name, **options)
+    return Teacher(randomise(Vectors(10), seed), ["right"], ["fc1"], dtype, name).settled(**runs)
 
 
 def on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from ..errors import DataError
 from .arrays import ArrayField, ArraySplit
 from .avmnist_prepare import min_max
 from .dataset import DATASETS, Dataset, FieldSpec, Ids, Split
+from .film_faces import FRAMES, SIDE
 from .published_splits import GROUPS, rows_of_group
 from .ravdess import split_actors
-from .ravdess_av_prepare import COEFFICIENTS, EMOTIONS, FRAMES, SIDE, STEPS, write_ravdess_av
+from .ravdess_av_prepare import COEFFICIENTS, EMOTIONS, STEPS, write_ravdess_av
 from .storage import data_home, load_array, read_manifest
 
 

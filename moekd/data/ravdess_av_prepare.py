@@ -2,13 +2,11 @@
 
 (a) arrays: `video_data.npy` `[N, 15, 3, 224, 224]`, `audio_data.npy` `[N, 15, 156]` (MFCC) and `label_data.npy` `[N]`,
     as the released preparation of MST-Distill writes them;
-(b) clips, at any depth: `Actor_01/01-01-01-01-01-01-01_facecroppad.npy` uint8 `[15, 224, 224, 3]` (the face in 15
-    frames, from the released preparation) for each clip with picture and sound, and its recording, either
-    `03-01-01-01-01-01-01.wav` as RAVDESS distributes it or `..._croppad.wav`. Recordings are resampled to 22,050 Hz
-    and brought to 3.6 seconds (zeros at the end, or the middle), then MFCC are computed.
-
-Cutting faces out of the films needs a video decoder and a face detector, which moekd does not have; the scripts of
-MST-Distill's repository do that step.
+(b) clips, at any depth: the films `Actor_01/01-01-01-01-01-01-01.mp4` with picture and sound as RAVDESS distributes
+    them, or, for any of them, the face that was cut out before, `..._facecroppad.npy` uint8 `[15, 224, 224, 3]`; and
+    the recording of each, either `03-01-01-01-01-01-01.wav` as RAVDESS distributes it or `..._croppad.wav`.
+    Faces are cut out of the films by `film_faces` (extra `moekd[films]`). Recordings are resampled to 22,050 Hz and
+    brought to 3.6 seconds (zeros at the end, or the middle), then MFCC are computed.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from .film_faces import FRAMES, SIDE, FaceCutter
 from .mfcc import mfcc
 from .published_splits import column_range
 from .resumable import check_sums, write_rows
@@ -29,7 +28,7 @@ from .speech import read_wave
 from .storage import load_array
 
 EMOTIONS = ["neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"]
-FRAMES, SIDE, COEFFICIENTS, STEPS = 15, 224, 15, 156
+COEFFICIENTS, STEPS = 15, 156
 RATE, SAMPLES = 22_050, 79_380
 ARRAYS = {"video": "video_data.npy", "audio": "audio_data.npy", "label": "label_data.npy"}
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -38,7 +37,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "label": (),
 }
 DTYPES = {"video": "uint8", "audio": "float32", "label": "uint8"}
-_FACES = re.compile(r"01-(01-(0[1-8])-\d\d-\d\d-\d\d-(\d\d))_facecroppad\.npy")
+_PICTURES = re.compile(r"01-(01-(0[1-8])-\d\d-\d\d-\d\d-(\d\d))(_facecroppad\.npy|\.mp4)")
 
 
 def write_ravdess_av(source: Path | None, output: Path, progress: bool = True, chunk: int = 16) -> Path:
@@ -46,6 +45,7 @@ def write_ravdess_av(source: Path | None, output: Path, progress: bool = True, c
 
     Raises:
         DataError: unknown layout, missing files (they are named), or a file that is not as it should be.
+        MissingDependencyError: faces have to be cut out of films, and OpenCV is not installed.
     """
     if source is None or not source.is_dir():
         raise DataError(f"source folder {source} does not exist: give the folder of RAVDESS (--source DIR)")
@@ -60,7 +60,7 @@ def write_ravdess_av(source: Path | None, output: Path, progress: bool = True, c
 
     def finish(folder: Path) -> dict[str, Any]:
         low, high = column_range(load_array(folder / "video.npy"), axis=2, chunk=16)
-        facts = {"range": {"low": low, "high": high}, "verified": verified}
+        facts = {"range": {"low": low, "high": high}, "verified": verified} | reader.facts()
         return facts | {"names": reader.names, "actors": reader.actors, "layout": reader.layout}
 
     arrays = {key: (shape, DTYPES[key]) for key, shape in SHAPES.items()}
@@ -85,41 +85,61 @@ class _Arrays:
         self.names = [f"row {row}" for row in range(rows)]
         self.actors: list[int] = []
 
+    def facts(self) -> dict[str, Any]:
+        """Return nothing further; the arrays do not say how they were made."""
+        return {}
+
     def __call__(self, rows: range) -> dict[str, NDArray[Any]]:
         return {key: np.asarray(array[rows.start : rows.stop]) for key, array in self.arrays.items()}
 
 
 class _Clips:
-    """Reads layout (b)."""
+    """Reads layout (b); a face that was cut out before is taken rather than the film."""
 
     layout = "clips"
 
     def __init__(self, source: Path) -> None:
         files = {path.name: path for path in sorted(source.rglob("*")) if path.suffix in (".npy", ".wav", ".mp4")}
-        clips = [(path, match) for name, path in files.items() if (match := _FACES.fullmatch(name))]
+        clips: dict[str, tuple[Path, re.Match[str]]] = {}
+        for name, path in files.items():
+            match = _PICTURES.fullmatch(name)
+            if match is not None and (match[1] not in clips or path.suffix == ".npy"):
+                clips[match[1]] = (path, match)
         if not clips:
             films = sum(name.endswith(".mp4") for name in files)
             raise DataError(
-                f"{source} has no known layout of ravdess_av: neither {', '.join(ARRAYS.values())} nor "
-                f"*_facecroppad.npy found{f', only {films} films: cut out the faces first' if films else ''}"
+                f"{source} has no known layout of ravdess_av: neither {', '.join(ARRAYS.values())} nor speech clips "
+                f"01-01-*.mp4 nor *_facecroppad.npy found{f', only {films} other films' if films else ''}"
             )
         ends = ("_croppad.wav", ".wav")
-        waves = {m[1]: next((files[f"03-{m[1]}{e}"] for e in ends if f"03-{m[1]}{e}" in files), None) for _, m in clips}
+        waves = {clip: next((files[f"03-{clip}{e}"] for e in ends if f"03-{clip}{e}" in files), None) for clip in clips}
         missing = [f"03-{clip}.wav" for clip, path in waves.items() if path is None]
         if missing:
             raise DataError(f"{source} lacks {len(missing)} recordings, the first: {', '.join(missing[:5])}")
-        self.faces = [path for path, _ in clips]
+        self.pictures = [path for path, _ in clips.values()]
         self.waves = [path for path in waves.values() if path is not None]
-        self.labels = [int(match[2]) - 1 for _, match in clips]
-        self.actors = [int(match[3]) for _, match in clips]
-        self.names = [match[1] for _, match in clips]
+        self.labels = [int(match[2]) - 1 for _, match in clips.values()]
+        self.actors = [int(match[3]) for _, match in clips.values()]
+        self.names = list(clips)
+        self.films = sum(path.suffix == ".mp4" for path in self.pictures)
+        self.cutter = FaceCutter() if self.films else None
+
+    def facts(self) -> dict[str, Any]:
+        """Return how many faces were cut out here, and with what."""
+        return {"faces": {"films": self.films} | (self.cutter.facts() if self.cutter is not None else {})}
 
     def __call__(self, rows: range) -> dict[str, NDArray[Any]]:
         return {
-            "video": np.stack([read_faces(self.faces[row]) for row in rows]),
+            "video": np.stack([self.faces(self.pictures[row]) for row in rows]),
             "audio": np.stack([read_coefficients(self.waves[row]) for row in rows]),
             "label": np.array([self.labels[row] for row in rows], dtype=np.uint8),
         }
+
+    def faces(self, path: Path) -> NDArray[np.uint8]:
+        """Return the face in the frames of a clip, `[15, 3, 224, 224]`."""
+        if self.cutter is not None and path.suffix == ".mp4":
+            return self.cutter(path).transpose(0, 3, 1, 2)
+        return read_faces(path)
 
 
 def read_faces(path: Path) -> NDArray[np.uint8]:

@@ -67,8 +67,8 @@ def test_ravdess_av_from_arrays(tmp_path):
 def test_ravdess_av_says_what_is_missing(clips, tmp_path):
     films = tmp_path / "films"
     films.mkdir()
-    (films / "01-01-01-01-01-01-01.mp4").write_bytes(b"film")
-    with pytest.raises(DataError, match=r"neither video_data.npy, .* nor \*_facecroppad.npy found, only 1 films"):
+    (films / "02-01-01-01-01-01-01.mp4").write_bytes(b"film")
+    with pytest.raises(DataError, match=r"neither video_data.npy, .* nor \*_facecroppad.npy found, only 1 other films"):
         prepare("ravdess_av", films, tmp_path / "out")
     wave = next(clips.rglob("03-*-04.wav"))
     wave.rename(wave.with_suffix(".away"))

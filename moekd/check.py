@@ -14,6 +14,7 @@ from .evaluation import evaluate_model
 from .model import Model
 from .program import Program
 from .recipe import Recipe
+from .stages.trainable import owner_and_path
 from .trainer import make_accelerator
 
 
@@ -48,7 +49,8 @@ def check(recipe: Recipe, rows: int = 1024) -> CheckReport:
     sample = program.data.split("train").__getitems__(list(range(min(4, len(program.data.split("train"))))))
     models: dict[str, Model] = {"student": program.phases[0].student}
     models |= {f"teachers.{name}": program.pool.teacher(name) for name in program.pool.names}
-    trained = {name for phase in program.phases for stage in phase.stages for name in stage.settings.trains}
+    stages = [stage for phase in program.phases for stage in phase.stages]
+    trained = {owner_and_path(name)[0] for stage in stages for name in stage.settings.trains}
     described = [_describe(name, model, program, sample, trained, rows) for name, model in models.items()]
     for name in program.pool.specialised:
         count = sum(p.numel() for p in program.pool.mask(name).parameters())

@@ -27,6 +27,7 @@ from .errors import ConfigError
 from .model import Batch, Model
 from .recipe import Recipe
 from .signals import Signals
+from .stages.trainable import owner_and_path
 from .trainer import make_accelerator
 
 #: Bytes of a parameter that trains in float32: weight, gradient and the two moments of Adam.
@@ -89,6 +90,9 @@ class StandInNetwork(nn.Module):
         like: signals of two rows, on any device; only shapes count.
     """
 
+    #: It has none of the parts of the network for which it stands.
+    stands_in = True
+
     def __init__(self, like: Signals) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
@@ -136,7 +140,8 @@ class _Emitter(nn.Module):
 def _with_true_size(row: dict[str, Any], parameters: dict[str, int]) -> dict[str, Any]:
     """Count the parameters of the models instead of the one weight that stands for each."""
     groups = {"teachers": [where for where in parameters if where != "student"]}
-    trained = {where for name in row["trains"] for where in groups.get(name, [name]) if where in parameters}
+    names = [owner_and_path(name)[0] for name in row["trains"]]
+    trained = {where for name in names for where in groups.get(name, [name]) if where in parameters}
     trainable = row["trainable"] + sum(parameters[where] - 1 for where in trained)
     return row | {"trainable": trainable, "state_mb": round(trainable * TRAINED_BYTES / 2**20, 1)}
 

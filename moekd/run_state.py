@@ -40,8 +40,8 @@ class RunState:
         for name in trains:
             if name == "teachers":
                 self.trained += [teacher for teacher in pool.names if teacher not in self.trained]
-            elif name.startswith("teachers.") and name.partition(".")[2] not in self.trained:
-                self.trained.append(name.partition(".")[2])
+            elif name.startswith("teachers.") and name.split(".")[1] not in self.trained:
+                self.trained.append(name.split(".")[1])
 
     def note_student(self, program: Program, phase: int, stage: str) -> None:
         """Keep the main student's weights after a stage that a baseline starts from."""

@@ -106,6 +106,7 @@ def _stage(config: RecipeConfig, stage: StageConfig, router: Any, where: str) ->
     trains = _list(stage.trains)
     for index, name in enumerate(trains):
         group, _, member = name.partition(".") if isinstance(name, str) else ("", "", "")
+        member = member.partition(".")[0] if group == "teachers" else ""
         if group in there and not there[group] and there[group] is not INVALID:
             yield problem(join(join(where, "trains"), index), f"trains '{name}', but the recipe has no {group}")
         elif member and member not in _mapping(config.teachers):

@@ -21,9 +21,9 @@ SnakeCase = Annotated[
 Trained = Annotated[
     str,
     StringConstraints(
-        pattern=r"^(student|teachers|masks|router|objectives|teachers\.[A-Za-z0-9][A-Za-z0-9_-]{0,63})\z"
+        pattern=r"^(student(\.\w+)*|teachers|masks|router|objectives|teachers\.[A-Za-z0-9][A-Za-z0-9_-]{0,63}(\.\w+)*)\z"
     ),
-    Means("student, teachers, teachers.NAME, masks, router or objectives"),
+    Means("student, teachers, teachers.NAME, masks, router, objectives, or a part such as student.model.image"),
 ]
 ArxivId = Annotated[
     str, StringConstraints(pattern=r"^(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})\z"), Means("an arXiv id in quotes")
@@ -217,7 +217,9 @@ class StageConfig(Section):
     Attributes:
         spec: kind of the stage and its own options.
         name: name in logs, unique in its list.
-        trains: modules whose parameters are updated; all others are frozen.
+        trains: modules whose parameters are updated; all others are frozen. A path behind a model's name
+            (`student.model.image`, `teachers.clip.zero_shot`) trains that part of its network alone; the rest of the
+            model stays in eval mode.
         objectives: the losses.
         transforms: what is done to a batch first.
         optimizer: any optimizer of `torch.optim`, by lower-case name, with its options.

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, MissingDependencyError, ModelError
+from .class_vectors import ClassVectors
 from .images import ImageContract
 from .texts import TextContract
 from .zero_shot import ZeroShot, ZeroShotOptions
@@ -157,7 +158,7 @@ class Adapter(nn.Module):
             raise ModelError(
                 f"{self.kind} reads {len(self.readers)} inputs ({', '.join(self.readers)}), but got {len(inputs)}"
             )
-        vectors = self._class_vectors()
+        vectors = self.class_vectors()
         embeddings: dict[str, Tensor] = {}
         said: Output = {"embeddings": embeddings}
         for (name, modality), value in zip(self.readers.items(), inputs, strict=False):
@@ -171,10 +172,12 @@ class Adapter(nn.Module):
                 said[key] = scalar.reshape(1).expand(len(first))
         pictured = next((value for modality, value in embeddings.items() if modality != "text"), None)
         seen = first if set(self.readers.values()) == {"text"} else pictured
-        if self.classifier is not None and seen is not None:
+        one: Tensor | float = 1.0 if scale is None else scale
+        if isinstance(self.classifier, ClassVectors) and seen is not None:
+            said["logits"] = self.classifier(seen, one)
+        elif self.classifier is not None and seen is not None:
             said["logits"] = self.classifier(seen)
         elif vectors is not None and self.zero_shot is not None and seen is not None:
-            one = torch.ones((), device=seen.device) if scale is None else scale
             said["logits"] = self.zero_shot.logits(seen, vectors, one, bias)
         return said
 
@@ -264,9 +267,13 @@ class Adapter(nn.Module):
         return next(self.model.parameters()).device
 
     def add_zero_shot(
-        self, options: ZeroShotOptions | None, class_names: Sequence[str] | None, tokens: TextContract | None
+        self,
+        options: ZeroShotOptions | None,
+        class_names: Sequence[str] | None,
+        tokens: TextContract | None,
+        token_width: int | None = None,
     ) -> None:
-        """Classify by class names.
+        """Classify by class names; `token_width` is that of a text tower that takes learned tokens.
 
         Raises:
             ConfigError: the model has no text tower, or reads nothing but texts.
@@ -278,15 +285,24 @@ class Adapter(nn.Module):
             raise ConfigError("zero_shot: this model has no text tower that could read class names")
         if set(self.readers.values()) == {"text"}:
             raise ConfigError("zero_shot: the model reads texts alone; add a field that can be classified to 'inputs'")
-        self.zero_shot = ZeroShot(options, class_names)
+        self.zero_shot = ZeroShot(options, class_names, token_width)
 
-    def _class_vectors(self) -> Tensor | None:
+    def class_vectors(self) -> Tensor | None:
+        """Return the vectors of the classes by their names, `[C, D]` of length 1.
+
+        None without `zero_shot`, and while the text tower trains without `in_training`.
+        """
         if self.zero_shot is None:
             return None
-        trains = self.training and any(p.requires_grad for p in self.text_parameters())
-        if trains and not self.zero_shot.options.in_training:
+        tower = self.training and any(p.requires_grad for p in self.text_parameters())
+        context = self.zero_shot.training and any(p.requires_grad for p in self.zero_shot.parameters())
+        if tower and not self.zero_shot.options.in_training:
             return None
-        return self.zero_shot.class_vectors(self.embed_texts, trains)
+        return self.zero_shot.class_vectors(self.embed_prompts, tower or context)
+
+    def embed_prompts(self, texts: Sequence[str]) -> Tensor:
+        """Return the embeddings of the prompts `[texts, D]`, with their learned tokens where there are any."""
+        return self.embed_texts(texts)
 
     def text_parameters(self) -> Sequence[nn.Parameter]:
         """Return the weights that texts go through."""

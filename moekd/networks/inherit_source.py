@@ -17,6 +17,7 @@ from .text_tower import TextOptions
 from .timm import backbone
 from .tower_formats import read_tower, write_tower
 from .transformers_files import load_model
+from .visual_prompts import VisualPromptOptions
 
 
 def take_over(student: nn.Module, options: InheritOptions) -> None:
@@ -102,6 +103,8 @@ def _student(folder: Path, document: dict[str, Any]) -> nn.Module:
         tower, text = options.get("tower"), options.get("text")
         if isinstance(tower, dict):
             sizes = {key: value for key, value in tower.items() if key not in ("kind", "pretrained")}
+            if isinstance(sizes.get("prompts"), dict):
+                sizes["prompts"] = VisualPromptOptions(**sizes["prompts"])
             given["tower"] = ENCODERS.get(tower["kind"])(**sizes)  # its weights are in the student's file
         if text is not None:
             given["text"] = TextOptions(**text) if isinstance(text, dict) else text

@@ -76,6 +76,7 @@ class TextTower(nn.Module):
         if options.see_padding and options.tokenizer != CLIP:
             raise ConfigError(f"text.see_padding: needs the tokenizer 'clip', found '{options.tokenizer}'")
         self.see_padding = options.see_padding
+        self.start = int(options.tokenizer != BYTES)  # tokenizers begin a text with a token of their own, bytes do not
         self.causal, self.pool, self.out_features = options.causal, options.pool, width
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(torch.randn(options.context, width) * 0.01)
@@ -87,17 +88,24 @@ class TextTower(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, learned: Tensor | None = None) -> Tensor:
         """Return one vector a text; a text without tokens is one padding token.
+
+        Args:
+            ids, mask: the tokens.
+            learned: further tokens `[M, D]` in front of each text, behind its start token where there is one.
 
         Raises:
             ModelError: longer than the context.
         """
         if ids.shape[1] > self.context:
             raise ModelError(f"text tower: {ids.shape[1]} tokens, it takes up to {self.context}")
-        places = torch.arange(ids.shape[1], device=ids.device)
+        tokens = self.tokens(ids)
+        if learned is not None:
+            tokens, mask = self._insert(tokens, mask, learned)
+        places = torch.arange(tokens.shape[1], device=ids.device)
         mask = mask | (places == 0)
-        tokens = self.tokens(ids) + self.positions[: ids.shape[1]]
+        tokens = tokens + self.positions[: tokens.shape[1]]
         allowed = None if self.see_padding else mask[:, None, None, :]
         for block in self.blocks:
             tokens = block(tokens, allowed, self.causal)
@@ -108,6 +116,22 @@ class TextTower(nn.Module):
         last = (mask * places).amax(dim=1)
         vector: Tensor = tokens.gather(1, last[:, None, None].expand(-1, 1, tokens.shape[2])).squeeze(1)
         return vector
+
+    def _insert(self, tokens_BND: Tensor, mask_BN: Tensor, learned_MD: Tensor) -> tuple[Tensor, Tensor]:
+        """Put learned tokens in front of the words; padding at the end makes room for them."""
+        count, size = len(learned_MD), len(tokens_BND)
+        room = self.context - count
+        if mask_BN.device.type != "meta" and bool(mask_BN[:, room:].any()):
+            longest = int((mask_BN * torch.arange(1, mask_BN.shape[1] + 1, device=mask_BN.device)).max())
+            raise ModelError(
+                f"text tower: {count} learned tokens and a text of {longest} do not fit in a context of {self.context}"
+            )
+        new = learned_MD.to(tokens_BND.dtype).expand(size, -1, -1)
+        tokens = torch.cat([tokens_BND[:, : self.start], new, tokens_BND[:, self.start : room]], dim=1)
+        mask = torch.cat(
+            [mask_BN[:, : self.start], mask_BN.new_ones(size, count), mask_BN[:, self.start : room]], dim=1
+        )
+        return tokens, mask
 
     def extra_repr(self) -> str:
         """Say what no weight shows, since fingerprints read it."""

@@ -6,7 +6,7 @@ Shapes: B batch, C classes, D width of the embeddings.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..registry import Injected
 from .adapter import Adapter, Fields
 from .base import NETWORKS, Encoder
+from .class_vectors import ClassVectorOptions, ClassVectors
 from .images import ImageContract, ImageOptions, image_settings
 from .inherit import InheritOptions
 from .inherit_source import take_over
@@ -74,6 +75,7 @@ class TwoTower(Adapter):
         max_scale: the scale stays at or below it.
         classifier: `new`: a linear layer on the image's embedding gives logits for the classes of the data set.
         zero_shot: classify by the names of the classes.
+        class_vectors: classify by vectors of the classes that a stage takes over from a teacher, see `ClassVectors`.
         image: replaces parts of the image tower's preparation of pictures; the project's own towers take them in the
             size they have, with mean and std 0.5.
         inherit: take the first weights over from a larger model, see `InheritOptions`.
@@ -102,6 +104,7 @@ class TwoTower(Adapter):
         max_scale: float = 100.0,
         classifier: Literal["none", "new"] = "none",
         zero_shot: ZeroShotOptions | None = None,
+        class_vectors: ClassVectorOptions | None = None,
         image: ImageOptions | None = None,
         inherit: InheritOptions | None = None,
         class_names: Injected[list[str] | None] = None,
@@ -130,7 +133,11 @@ class TwoTower(Adapter):
             if num_classes < 1:
                 raise ConfigError("classifier: the number of classes is not known here; use 'none'")
             self.classifier = nn.Linear(self.model.width, num_classes)
-        self.add_zero_shot(zero_shot, class_names, self._texts(None, "class names") if self.tokens else None)
+        if class_vectors is not None:
+            self._check_one_classifier(classifier, zero_shot)
+            self.classifier = ClassVectors(class_vectors, self.model.width, num_classes)
+        prompts = self._texts(None, "class names") if self.tokens else None
+        self.add_zero_shot(zero_shot, class_names, prompts, None if reader is None else reader.out_features)
         if inherit is not None and loading == "weights":
             take_over(self.model, inherit)
 
@@ -147,6 +154,15 @@ class TwoTower(Adapter):
         embedding: Tensor = self.model.text_projection(self.model.text(ids, mask))
         return embedding
 
+    def embed_prompts(self, texts: Sequence[str]) -> Tensor:
+        """Return the embeddings of the prompts `[texts, D]`, with their learned tokens where there are any."""
+        tokens, learned = self._text_tokens(), self.zero_shot.context if self.zero_shot is not None else None
+        if tokens is None or learned is None:
+            return self.embed_texts(texts)
+        ids, mask = (self._place(part) for part in tokens(list(texts), self._texts_device()))
+        embedding: Tensor = self.model.text_projection(self.model.text(ids, mask, learned))
+        return embedding
+
     def scale_and_bias(self) -> tuple[Tensor | None, Tensor | None]:
         """Return exp of the learned log-scale, and the bias."""
         top = math.log(self.max_scale)
@@ -159,6 +175,10 @@ class TwoTower(Adapter):
     def text_parameters(self) -> list[nn.Parameter]:
         """Return the weights that texts go through."""
         return [p for name, p in self.model.named_parameters() if name.startswith("text")]
+
+    def _check_one_classifier(self, classifier: str, zero_shot: ZeroShotOptions | None) -> None:
+        if classifier != "none" or zero_shot is not None:
+            raise ConfigError("class_vectors: the model has another classifier; leave 'classifier' and 'zero_shot' out")
 
     def _pictures(self, field: Mapping[str, Any] | None, label: str) -> ImageContract:
         return ImageContract(self.settings, field, label)

@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from .base import ENCODERS, Encoder
 from .layers import check_dropout, check_input
 from .transformer import Activation, make_blocks
+from .visual_prompts import VisualPromptOptions, VisualPrompts
 
 Positive = Annotated[int, Ge(1)]
 
@@ -40,6 +41,8 @@ class VitEncoder(Encoder):
         activation: `gelu`, or `quick_gelu` as in the first CLIP models.
         dropout: probability behind attention and perceptron.
         epsilon: of the normalisations; 1e-6 in models of timm and DINO.
+        prompts: learned tokens behind the patches, see `VisualPrompts`; they are no part of the mean. To tune them
+            alone, a stage trains `student.model.image.prompts`.
 
     Raises:
         ConfigError: sizes that do not fit together.
@@ -64,6 +67,7 @@ class VitEncoder(Encoder):
         activation: Activation = "gelu",
         dropout: float = 0.0,
         epsilon: float = 1e-5,
+        prompts: VisualPromptOptions | None = None,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -79,6 +83,7 @@ class VitEncoder(Encoder):
             width, layers, heads, wide, head_width, activation, check_dropout("dropout", dropout), epsilon
         )
         self.norm = nn.LayerNorm(width, epsilon)
+        self.prompts = None if prompts is None else VisualPrompts(prompts, width, layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return one vector a picture.
@@ -90,10 +95,14 @@ class VitEncoder(Encoder):
         tokens = self.patches(x).flatten(2).transpose(1, 2)
         if self.cls is not None:
             tokens = torch.cat([self.cls.expand(len(tokens), 1, -1), tokens], dim=1)
-        tokens = self.pre_norm(tokens + self.positions)
-        for block in self.blocks:
-            tokens = block(tokens)
-        tokens = self.norm(tokens)
+        tokens = tokens + self.positions
+        places = tokens.shape[1]
+        if self.prompts is not None:
+            tokens = self.prompts.append(tokens)
+        tokens = self.pre_norm(tokens)
+        for layer, block in enumerate(self.blocks):
+            tokens = block(tokens if self.prompts is None else self.prompts.renew(tokens, layer))
+        tokens = self.norm(tokens)[:, :places]
         vector: Tensor = tokens[:, 0] if self.pool == "cls" else tokens.mean(dim=1)
         return vector
 

@@ -29,13 +29,19 @@ class ZeroShotOptions:
     Attributes:
         templates: prompts; the class name stands at `{}`. Vectors of several prompts are averaged.
         names: what the classes are called in the prompts, in the order of the data set; None takes the data set's.
-        in_training: also give logits while the model trains, with gradients through the text tower; costs a pass over
-            all prompts a step.
+        in_training: also give logits while the text tower trains, with gradients through it; costs a pass over all
+            prompts a step.
+        context: learned tokens in front of each prompt, the same for all classes (CoOp: Zhou et al., "Learning to
+            Prompt for Vision-Language Models", IJCV 2022, arXiv 2109.01134, there 4 or 16); 0: none. To tune them
+            alone, a stage trains `student.zero_shot` or `teachers.NAME.zero_shot`.
+        descriptions: a sentence about each class, in the order of the data set, behind each of its prompts.
     """
 
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
     names: list[str] | None = None
     in_training: bool = True
+    context: int = 0
+    descriptions: list[str] | None = None
 
 
 class ZeroShot(nn.Module):
@@ -44,14 +50,16 @@ class ZeroShot(nn.Module):
         w_c = unit( mean_p unit(text(prompt_p(name_c))) );    logits = scale * unit(image) @ w + bias
 
     The vectors are computed at first use and kept in a buffer until weights are loaded or training begins. While the
-    text tower trains they are computed anew each time.
+    text tower or the learned tokens of the prompts train they are computed anew each time.
 
     Args:
         options: prompts and names.
         class_names: names of the data set's classes.
+        token_width: width of the text tower's tokens, for learned ones.
 
     Raises:
-        ConfigError: no class names, another number of names, or a template without `{}`.
+        ConfigError: no class names, another number of names or descriptions, a template without `{}`, or a text tower
+            that takes no learned tokens.
 
     Shape:
         image embeddings `[B, D]`; logits `[B, C]`.
@@ -59,7 +67,9 @@ class ZeroShot(nn.Module):
 
     vectors: Tensor | None
 
-    def __init__(self, options: ZeroShotOptions, class_names: Sequence[str] | None) -> None:
+    def __init__(
+        self, options: ZeroShotOptions, class_names: Sequence[str] | None, token_width: int | None = None
+    ) -> None:
         super().__init__()
         names = list(options.names or class_names or ())
         if not names:
@@ -71,8 +81,21 @@ class ZeroShot(nn.Module):
         wrong = [template for template in options.templates if template.count(PLACE) != 1]
         if wrong or not options.templates:
             raise ConfigError(f"zero_shot.templates: expected prompts with one {PLACE} for the name, found {wrong}")
+        about = options.descriptions
+        if about is not None and len(about) != len(names):
+            raise ConfigError(f"zero_shot.descriptions: expected {len(names)}, one a class; found {len(about)}")
+        if options.context < 0 or (options.context and token_width is None):
+            raise ConfigError(
+                f"zero_shot.context: learned tokens need a text tower of the project's own; found {options.context}"
+            )
         self.options, self.names = options, names
-        self.prompts = [template.replace(PLACE, name) for name in names for template in options.templates]
+        ends = [""] * len(names) if about is None else [f" {sentence}" for sentence in about]
+        self.prompts = [
+            template.replace(PLACE, name) + end
+            for name, end in zip(names, ends, strict=True)
+            for template in options.templates
+        ]
+        self.context = nn.Parameter(torch.randn(options.context, token_width or 0) * 0.02) if options.context else None
         self.register_buffer("vectors", None, persistent=False)
 
     def class_vectors(self, encode: Callable[[list[str]], Tensor], trains: bool) -> Tensor:
@@ -92,7 +115,7 @@ class ZeroShot(nn.Module):
                 self.vectors = self._vectors(torch.cat(parts)).clone()
         return self.vectors
 
-    def logits(self, image_BD: Tensor, vectors_CD: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def logits(self, image_BD: Tensor, vectors_CD: Tensor, scale: Tensor | float, bias: Tensor | None) -> Tensor:
         """Return logits `[B, C]`."""
         logits_BC = scale * F.normalize(image_BD, dim=1) @ vectors_CD.T
         return logits_BC if bias is None else logits_BC + bias
@@ -107,7 +130,7 @@ class ZeroShot(nn.Module):
 
     def train(self, mode: bool = True) -> ZeroShot:
         """Set the mode; training makes the vectors out of date."""
-        if mode:
+        if mode or self.training:
             self.forget()
         super().train(mode)
         return self
@@ -118,7 +141,7 @@ class ZeroShot(nn.Module):
 
     def extra_repr(self) -> str:
         """Say everything that changes the logits, since fingerprints read it."""
-        return f"{len(self.names)} classes, prompts={self.prompts}"
+        return f"{len(self.names)} classes, prompts={self.prompts}, context={self.options.context}"
 
 
 @contextmanager

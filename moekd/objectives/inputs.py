@@ -26,6 +26,20 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+def scores_of(signals: Signals, head: str | None, who: str) -> Tensor:
+    """Return the scores of the classes `[B, C]` that a head gives; those of the classifier without a `head`.
+
+    Raises:
+        ModelError: the model has no such head, or no classifier.
+    """
+    if head is None:
+        return signals.require_logits(who)
+    if head not in signals.heads:
+        hint = did_you_mean(head, signals.heads) or f"; heads: {', '.join(signals.heads) or 'none'}"
+        raise ModelError(f"{who} needs the head '{head}', which the model does not have{hint}")
+    return signals.heads[head]
+
+
 def logits_of(student: Signals, teacher: Signals, who: str, dense: bool = True) -> tuple[Tensor, Tensor]:
     """Return both models' logits in at least float32.
 

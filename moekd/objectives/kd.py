@@ -5,7 +5,7 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..signals import Signals, full_precision
 from .base import OBJECTIVES, PairwiseObjective
+from .inputs import scores_of
 
 if TYPE_CHECKING:
     from ..model import Batch
@@ -83,24 +84,44 @@ class KD(PairwiseObjective):
         standardise: bring the logits of student and teacher to mean 0 and standard deviation 1 before the softmax
             (logit standardisation, arXiv 2403.01427, there with temperature 2 and weight 9), so that the student
             need not match the scale of the teacher's logits.
+        reduction: `batchmean`: the divergence is the sum over the classes; `elements`: their mean, which is 1/C of it.
+            PromptKD (arXiv 2403.02781) has a weight of 1000 on the latter, which is 1000/C on the former.
+        head: head of the student that learns, such as one it has beside its classifier; None: its logits.
+        teacher_head: head of the teacher that is compared; None: its logits.
     """
 
     name = "kd"
 
-    def __init__(self, teacher: str | None = None, temperature: float = 4.0, standardise: bool = False) -> None:
+    def __init__(
+        self,
+        teacher: str | None = None,
+        temperature: float = 4.0,
+        standardise: bool = False,
+        reduction: Literal["batchmean", "elements"] = "batchmean",
+        head: str | None = None,
+        teacher_head: str | None = None,
+    ) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, found {temperature}")
         self.teacher, self.temperature, self.standardise = teacher, temperature, standardise
+        self.reduction, self.head, self.teacher_head = reduction, head, teacher_head
+        if teacher_head is not None:
+            self.logits_only, self.reads_logits, self.reads_embeddings = False, False, True
 
     def pair(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return `kd_kl` of the two models' logits, `[B]`."""
-        return kd_kl(*self._logits(student, teacher), self.temperature)
+        logits = self._logits(student, teacher)
+        return kd_kl(*logits, self.temperature) / self._divisor(logits[0])
 
     def pair_map(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Return `kd_map` of the two models' logits, `[B, ...positions]`."""
-        return kd_map(*self._logits(student, teacher), self.temperature)
+        logits = self._logits(student, teacher)
+        return kd_map(*logits, self.temperature) / self._divisor(logits[0])
+
+    def _divisor(self, logits: Tensor) -> int:
+        return logits.shape[1] if self.reduction == "elements" else 1
 
     def _logits(self, student: Signals, teacher: Signals) -> tuple[Tensor, Tensor]:
-        logits = student.require_logits("kd"), teacher.require_logits("kd")
+        logits = scores_of(student, self.head, "kd"), scores_of(teacher, self.teacher_head, "kd (teacher)")
         return (standardise(logits[0]), standardise(logits[1])) if self.standardise else logits

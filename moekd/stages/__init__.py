@@ -2,6 +2,7 @@
 
 from .base import STAGES, Monitor, Stage, StageSettings
 from .bilevel import BilevelStage
+from .class_vectors import ClassVectorStage
 from .context import RunData, StageContext
 from .train import TrainStage
 from .training_step import TrainingStep, WeightedObjective
@@ -9,6 +10,7 @@ from .training_step import TrainingStep, WeightedObjective
 __all__ = [
     "STAGES",
     "BilevelStage",
+    "ClassVectorStage",
     "Monitor",
     "RunData",
     "Stage",

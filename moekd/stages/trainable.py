@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from torch import nn
 
 from ..errors import ConfigError, did_you_mean
+from ..model import Model
 from ..routers.gates import Gate
 from ..step import Models
 
@@ -14,9 +15,12 @@ from ..step import Models
 def trained_modules(models: Models, trains: Sequence[str]) -> dict[str, nn.Module]:
     """Return the modules that a stage trains, by a name that is stable across runs.
 
+    A model of which parts are trained is there as a whole, since it is validated and kept as a whole.
+
     Args:
         models: student, pool, router.
-        trains: of `student`, `teachers`, `teachers.<name>`, `masks`, `router`, `objectives` (which train anyway).
+        trains: of `student`, `student.<path>`, `teachers`, `teachers.<name>`, `teachers.<name>.<path>`, `masks`,
+            `router`, `objectives` (which train anyway).
 
     Raises:
         ConfigError: a name that means nothing in this recipe.
@@ -24,12 +28,14 @@ def trained_modules(models: Models, trains: Sequence[str]) -> dict[str, nn.Modul
     pool = models.pool
     found: dict[str, nn.Module] = {}
     for name in trains:
-        if name == "student":
+        whole, _ = owner_and_path(name)
+        teacher = whole.partition(".")[2]
+        if whole == "student":
             found["student"] = models.student
         elif name == "teachers" and pool.names:
             found |= {f"teachers.{teacher}": pool.teacher(teacher) for teacher in pool.names}
-        elif name.startswith("teachers.") and name[len("teachers.") :] in pool.names:
-            found[name] = pool.teacher(name[len("teachers.") :])
+        elif teacher in pool.names:
+            found[whole] = pool.teacher(teacher)
         elif name == "masks" and pool.specialised:
             found["masks"] = pool.masks
         elif name == "router" and models.router is not None:
@@ -38,6 +44,13 @@ def trained_modules(models: Models, trains: Sequence[str]) -> dict[str, nn.Modul
             known = ["student", "teachers", *(f"teachers.{t}" for t in pool.names), "masks", "router", "objectives"]
             raise ConfigError(f"trains: '{name}' is nothing that this recipe can train{did_you_mean(name, known)}")
     return found
+
+
+def owner_and_path(name: str) -> tuple[str, str]:
+    """Split a name in `trains` into the model (`student`, `teachers.clip`) and the path of a part ("" for all)."""
+    parts = name.split(".")
+    owners = {"student": 1, "teachers": 2}.get(parts[0], len(parts))
+    return ".".join(parts[:owners]), ".".join(parts[owners:])
 
 
 def train_only(models: Models, trains: Sequence[str], objectives: nn.Module) -> dict[str, nn.Module]:
@@ -58,11 +71,49 @@ def train_only(models: Models, trains: Sequence[str], objectives: nn.Module) -> 
         if module is not None:
             module.requires_grad_(name in modules)
             module.train(name in modules)
+    groups = {f"teachers.{teacher}" for teacher in models.pool.names} if "teachers" in trains else set()
+    for name, module in modules.items():
+        paths = [path for owner, path in map(owner_and_path, trains) if owner == name]
+        if isinstance(module, Model) and name not in groups and all(paths):
+            train_parts(module, paths, name)
     objectives.requires_grad_(True)
     objectives.train()
     if any(True for _ in objectives.parameters()):
         modules["objectives"] = objectives
     return modules
+
+
+def train_parts(model: Model, paths: Sequence[str], where: str) -> None:
+    """Freeze a model but for some modules or parameters of its network, as parameter-efficient tuning does.
+
+    Everything else is in eval mode, so that statistics of frozen normalisations stay.
+
+    Args:
+        model: a model that trains as a whole so far.
+        paths: of modules ("model.image") or parameters ("zero_shot.context") of its network.
+        where: the model's name, for messages.
+
+    Raises:
+        ConfigError: a path that names nothing.
+    """
+    network = model.network
+    if getattr(network, "stands_in", False):
+        return
+    parts, own = dict(network.named_modules()), dict(network.named_parameters())
+    for part in model.modules():
+        part.training = False
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for path in paths:
+        if path in own:
+            own[path].requires_grad_(True)
+        elif path in parts:
+            parts[path].requires_grad_(True)
+            parts[path].train()
+        else:
+            known = [name for name in [*parts, *own] if name]
+            hint = did_you_mean(path, known) or f"; parts: {', '.join(known[:20])}"
+            raise ConfigError(f"trains: '{where}.{path}' is no module or parameter of {type(network).__name__}{hint}")
 
 
 def parameters_of(modules: Collection[nn.Module]) -> list[nn.Parameter]:

@@ -17,8 +17,8 @@ from .training_step import TrainingStep
 
 
 def validate_student(context: StageContext, student: Model, split: str) -> dict[str, Any]:
-    """Return the student's metrics on a split, by its logits and its embeddings (its mode is restored afterwards)."""
-    mode, data = student.training, context.data
+    """Return the student's metrics on a split, by its logits and its embeddings (modes are restored afterwards)."""
+    modes, data = [(part, part.training) for part in student.modules()], context.data
     student.eval()
     try:
         return model_metrics(
@@ -31,7 +31,8 @@ def validate_student(context: StageContext, student: Model, split: str) -> dict[
             data.kept_ids(split),
         )
     finally:
-        student.train(mode)
+        for part, mode in modes:
+            part.training = mode
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from moekd.objectives import KD, kd_kl, standardise
 from moekd.signals import Signals
 
 from ..builders import make_batch, make_pool, make_step, make_student
+
+REDUCTIONS: tuple[Literal["batchmean", "elements"], ...] = ("batchmean", "elements")
 
 
 def loop_kd(student: list[float], teacher: list[float], temperature: float) -> float:
@@ -176,3 +179,25 @@ def test_standardised_kd_is_blind_to_the_scale_of_the_logits() -> None:
     torch.testing.assert_close(
         objective.pair(Signals(10 * student + 3), Signals(teacher), {}), loss, rtol=1e-3, atol=1e-5
     )
+
+
+def test_the_mean_over_the_elements_is_the_divergence_over_the_number_of_classes() -> None:
+    teacher, student = torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2)
+    losses = [KD(temperature=1.0, reduction=r).pair(Signals(student), Signals(teacher), {}) for r in REDUCTIONS]
+    torch.testing.assert_close(losses[0], torch.tensor([0.1109442]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses[1], torch.tensor([0.0554721]), rtol=1e-5, atol=0)
+    student, teacher = torch.randn(2, 6, 5)
+    whole, mean = (KD(reduction=r).pair(Signals(student), Signals(teacher), {}) for r in REDUCTIONS)
+    assert torch.equal(mean, whole / 5)
+    dense = [KD(reduction=r).pair_map(Signals(student[..., None]), Signals(teacher[..., None]), {}) for r in REDUCTIONS]
+    assert torch.equal(dense[1], dense[0] / 5)
+
+
+def test_other_heads_of_both_models_can_be_compared() -> None:
+    scores, other = torch.randn(2, 6, 5)
+    student, teacher = Signals(heads={"side": scores}), Signals(heads={"top": other})
+    objective = KD("one", head="side", teacher_head="top")
+    torch.testing.assert_close(objective.pair(student, teacher, {}), kd_kl(scores, other))
+    assert (objective.logits_only, objective.reads_logits, objective.reads_embeddings) == (False, False, True)
+    with pytest.raises(ModelError, match="kd needs the head 'sdie', which the model does not have; did you mean"):
+        KD(head="sdie").pair(student, Signals(other), {})

@@ -19,7 +19,7 @@ from .networks.loading import Loading
 from .randomness import seeded
 from .routers import BALANCES, GATES, SELECTIONS, Router, Shapes
 from .signals import Signals
-from .teachers import MASKS, Mask, Stacking, Teacher, TeacherPool
+from .teachers import MASKS, Mask, MomentumTeacher, Stacking, Teacher, TeacherPool
 
 #: Makes the network of a model from its section, its config path, the data set and the seed.
 NetworkMaker = Callable[[ModelConfig, str, Dataset, int], nn.Module]
@@ -51,7 +51,24 @@ def build_pool(
 
 def _teacher(network: nn.Module, config: TeacherConfig, name: str) -> Teacher:
     dtype, runs = getattr(torch, config.dtype), (config.device, config.compile, config.pad_rows)
+    if config.follows is not None:
+        if runs != ("auto", False, False):
+            raise ConfigError(f"teachers.{name}: one that follows the student runs where and as the student does")
+        return MomentumTeacher(network, config.inputs, config.taps, dtype, name, **vars(config.follows))
     return Teacher(network, config.inputs, config.taps, dtype, name).settled(*runs)
+
+
+def check_followers(pool: TeacherPool, student: Model) -> None:
+    """Refuse teachers that follow a student which is built otherwise.
+
+    Raises:
+        ConfigError: the weights that differ.
+    """
+    for name in pool.followers:
+        teacher = pool.teacher(name)
+        assert isinstance(teacher, MomentumTeacher)
+        with at(f"teachers.{name}.follows"):
+            teacher.check(student)
 
 
 def build_masks(spec: Spec, pool: TeacherPool, sample: Batch, seed: int) -> None:

@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
-from .assembly import NetworkMaker, build_masks, build_model, build_pool, build_router, probe, shapes_of
+from .assembly import (
+    NetworkMaker,
+    build_masks,
+    build_model,
+    build_pool,
+    build_router,
+    check_followers,
+    probe,
+    shapes_of,
+)
 from .cache import CacheSettings
 from .config import (
     OPTIMIZERS,
@@ -98,6 +107,7 @@ class Recipe:
         sample = data.split("train").__getitems__([0, min(1, len(data.split("train")) - 1)])
         student = self._student(dataset, make)
         probe(student, "student", sample, data.num_classes, dataset)
+        check_followers(pool, student)
         for name in pool.names:
             probe(pool.teacher(name), f"teachers.{name}", sample, data.num_classes, dataset)
         if config.masks is not None:

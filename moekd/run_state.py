@@ -38,8 +38,9 @@ class RunState:
     def note_trained(self, trains: Iterable[str], pool: TeacherPool) -> None:
         """Remember which teachers a stage trains."""
         for name in trains:
-            if name == "teachers":
-                self.trained += [teacher for teacher in pool.names if teacher not in self.trained]
+            if name == "teachers" or name.partition(".")[0] == "student":
+                changes = pool.trainable if name == "teachers" else pool.followers
+                self.trained += [teacher for teacher in changes if teacher not in self.trained]
             elif name.startswith("teachers.") and name.split(".")[1] not in self.trained:
                 self.trained.append(name.split(".")[1])
 

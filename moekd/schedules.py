@@ -77,19 +77,22 @@ class StepDecay(Schedule):
 
 @SCHEDULES.register("linear")
 class Linear(Schedule):
-    """A straight line from `start` to `end` over the stage.
+    """A straight line from `start` to `end` over the stage, or over its first part.
 
     Args:
         start: value at the beginning.
         end: value at the end.
+        until: share of the stage after which the value stays at `end`; 0.1 is the first of ten epochs.
     """
 
-    def __init__(self, start: float = 1.0, end: float = 0.0) -> None:
-        self.start, self.end = start, end
+    def __init__(self, start: float = 1.0, end: float = 0.0, until: float = 1.0) -> None:
+        if not 0 < until <= 1:
+            raise ValueError(f"until must be in (0, 1], found {until}")
+        self.start, self.end, self.until = start, end, until
 
     def __call__(self, progress: Progress) -> float:
         """Return the value at the share of the stage that is done."""
-        return self.start + (self.end - self.start) * progress.fraction
+        return self.start + (self.end - self.start) * min(1.0, progress.fraction / self.until)
 
 
 @SCHEDULES.register("cosine")

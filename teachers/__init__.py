@@ -3,6 +3,7 @@
 from .factorised_mask import FactorisedAttentionMask
 from .manifest import check_same, describe_teachers, differences
 from .masks import MASKS, FeatureAttentionMask, Mask
+from .momentum import MomentumTeacher
 from .normalize import Normalisation, TargetNorm
 from .pool import Stacking, TeacherPool, Variant
 from .teacher import Teacher
@@ -12,6 +13,7 @@ __all__ = [
     "FactorisedAttentionMask",
     "FeatureAttentionMask",
     "Mask",
+    "MomentumTeacher",
     "Normalisation",
     "Stacking",
     "TargetNorm",

@@ -29,6 +29,8 @@ def why_not_cached(
     reasons = []
     if trained := [name for name in variants if not pool.frozen([name])]:
         reasons.append(f"teachers or masks train in this stage ({_names(trained)})")
+    if moving := [name for name in pool.followers if name in {pool.variant(v).teacher for v in variants}]:
+        reasons.append(f"teachers follow the student ({_names(moving)})")
     for name in dict.fromkeys(pool.variant(variant).teacher for variant in variants):
         if pool.frozen([name]) and (what := _train_mode(pool.teacher(name))):
             reasons.append(f"teacher '{name}' runs in train mode ({what})")

@@ -32,7 +32,7 @@ def parse_recipe(raw: Mapping[str, Any], source: str, registries: Registries | N
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{source}: expected a mapping of keys (data, student, stages, ...), found {found(raw)}")
     try:
-        config = Checker(known, problems).section(RecipeConfig, raw, "")
+        config = Checker(known, problems).section(RecipeConfig, _with_followers(raw), "")
         if isinstance(config, RecipeConfig):
             cross_check(config, known, problems)
     except RecursionError as error:
@@ -68,6 +68,19 @@ def recipe_dict(config: RecipeConfig, resolve: bool = True, registries: Registri
     """
     known = load_rooms() if registries is None else registries
     return _mapping_of(config, resolve, known)
+
+
+def _with_followers(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config with the student's keys in every teacher that follows the student and names no `kind`."""
+    student, teachers = raw.get("student"), raw.get("teachers")
+    if not isinstance(student, Mapping) or not isinstance(teachers, Mapping):
+        return raw
+
+    def filled(section: Any) -> Any:
+        follows = isinstance(section, Mapping) and section.get("follows") is not None and "kind" not in section
+        return {**student, **section} if follows else section
+
+    return {**raw, "teachers": {name: filled(section) for name, section in teachers.items()}}
 
 
 def _mapping_of(section: Section, resolve: bool, registries: Registries) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .schema import (
     BaselineConfig,
     DataConfig,
     EvaluationConfig,
+    FollowConfig,
     MasksConfig,
     ModelConfig,
     MonitorConfig,
@@ -26,6 +27,7 @@ from .schema import (
     RecipeConfig,
     RetrievalConfig,
     RouterConfig,
+    Section,
     StageConfig,
     TeacherConfig,
     TrainerConfig,
@@ -40,6 +42,7 @@ SECTIONS = {
     "data": DataConfig,
     "student": ModelConfig,
     "teachers.NAME": TeacherConfig,
+    "teachers.NAME.follows": FollowConfig,
     "masks": MasksConfig,
     "router, baselines.NAME.router": RouterConfig,
     "stages[]": StageConfig,
@@ -107,7 +110,8 @@ def arguments(cls: type) -> dict[str, str]:
     if cls.__module__.startswith("torch."):
         return found
     init = vars(cls).get("__init__")
-    for text in (_own_doc(cls), inspect.getdoc(init) or ""):
+    sections = [base for base in cls.__mro__[1:] if issubclass(base, Section)]  # their keys are this one's too
+    for text in (_own_doc(cls), inspect.getdoc(init) or "", *map(_own_doc, sections)):
         for name, meaning in _entries(text):
             found.setdefault(name, meaning)
     return found

@@ -123,10 +123,24 @@ class ModelConfig(Section):
     licence: str | None = None
 
 
+class FollowConfig(Section):
+    """A teacher that is the moving average of the student (the momentum teacher of momentum distillation).
+
+    Attributes:
+        momentum: share of its weights that stays at each step; a run of a few hundred steps wants 0.99.
+        buffers: whether it takes the student's buffers (statistics of batch normalisation) or keeps the first ones.
+    """
+
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.995
+    buffers: Literal["copy", "keep"] = "copy"
+
+
 class TeacherConfig(ModelConfig):
     """A teacher: a network (`kind` and its options), what it reads and shows, and where and how it runs.
 
     Attributes:
+        follows: its weights follow the student's. Without a `kind`, it takes over the keys of `student`. It starts
+            again as a copy of the student at every stage that trains the student and reads it.
         device: where its weights are: with the student (`auto`), on a device of its own (`cpu`, `cuda:1`), or in main
             memory and brought to the student's device for each forward (`rotated`), so that teachers take the memory
             of the largest of them.
@@ -134,6 +148,7 @@ class TeacherConfig(ModelConfig):
         pad_rows: fill up the rows that a router sends to it to one of a few batch sizes, as `compile` does too.
     """
 
+    follows: FollowConfig | None = None
     device: Place = "auto"
     compile: bool = False
     pad_rows: bool = False

@@ -16,6 +16,7 @@ from .dkd import DKD, decoupled_kd
 from .dml import PeerLearning
 from .embedding_kd import EmbeddingKD, embedding_distance
 from .embedding_pair import EmbeddingObjective
+from .feature_queue import FeatureQueue
 from .fitnets import FitNets, hint_loss
 from .fusion import FusedKDCE
 from .gradient_kd import GradientKD, contrastive_gradients, gradient_kd
@@ -27,6 +28,7 @@ from .kendall import kendall_tau_b
 from .masked_student import MaskedStudent, mask_patches
 from .mgdfr import DecisiveFeatures, LogitAgreement, freeze_channels, least_decisive, permute_channels
 from .mlld import MultiLevelLogits, multi_level_loss
+from .momentum_contrastive import MomentumContrastive, mix_targets, soft_cross_entropy
 from .mutual_kd import MutualKD
 from .nkd import NKD, normalised_kd
 from .ofa import OneForAll, adaptive_target_loss
@@ -63,6 +65,7 @@ __all__ = [
     "DecisiveFeatures",
     "EmbeddingKD",
     "EmbeddingObjective",
+    "FeatureQueue",
     "FitNets",
     "FusedKDCE",
     "GradientKD",
@@ -71,6 +74,7 @@ __all__ = [
     "LogitAgreement",
     "LossTerm",
     "MaskedStudent",
+    "MomentumContrastive",
     "MultiLevelLogits",
     "MutualKD",
     "Objective",
@@ -111,6 +115,7 @@ __all__ = [
     "linear_cka",
     "make_regressor",
     "mask_patches",
+    "mix_targets",
     "mixed_teacher",
     "multi_level_loss",
     "non_target_kl",
@@ -124,6 +129,7 @@ __all__ = [
     "sigmoid_contrastive",
     "similarity_loss",
     "soft_bce",
+    "soft_cross_entropy",
     "soft_targets",
     "softmax_contrastive",
     "standardise",

@@ -153,8 +153,10 @@ OBJECTIVES: Registry[Objective] = Registry("objective", "objectives", base=Objec
 
 
 def models_named(on: str | Sequence[str], pool: TeacherPool) -> list[str]:
-    """Return the names of the models that `on` stands for: `student`, `teachers` (every one), `all`, or their names."""
-    groups = {"student": ["student"], "teachers": pool.names, "all": ["student", *pool.names]}
+    """Return the names of the models that `on` stands for: `student`, `teachers` (every one that a stage can train),
+    `all` (student and those), or their names.
+    """
+    groups = {"student": ["student"], "teachers": pool.trainable, "all": ["student", *pool.trainable]}
     names = [on] if isinstance(on, str) else on
     return list(dict.fromkeys(model for name in names for model in groups.get(name, [name])))
 

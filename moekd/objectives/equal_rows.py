@@ -37,6 +37,21 @@ def equal_rows(batch: Batch, field: str | None, who: str) -> Tensor | None:
     """
     if field is None:
         return None
+    own_B1 = row_numbers(batch, field, who)[:, None]
+    everyone_N1, _ = gather_rows(own_B1)
+    return own_B1 == everyone_N1.T
+
+
+def row_numbers(batch: Batch, field: str | None, who: str) -> Tensor:
+    """Return the number of what each row shows, int64 `[B]`: a field, or the sample's own id.
+
+    Args:
+        batch, field, who: see `equal_rows`.
+
+    Raises:
+        DataError: the batch has no such field, or it is not one integer a row.
+    """
+    field = field or "id"
     if field not in batch:
         hint = did_you_mean(field, batch) or f"; fields: {', '.join(batch)}"
         raise DataError(f"{who}.same: the batch has no field '{field}'{hint}")
@@ -45,9 +60,7 @@ def equal_rows(batch: Batch, field: str | None, who: str) -> Tensor | None:
     if not isinstance(value, Tensor) or value.is_floating_point() or value.numel() != rows:
         found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise DataError(f"{who}.same: field '{field}' must hold one integer a row, found {found}")
-    own_B1 = value.reshape(rows, 1).to(torch.int64)
-    everyone_N1, _ = gather_rows(own_B1)
-    return own_B1 == everyone_N1.T
+    return value.reshape(rows).to(torch.int64)
 
 
 def hide(scores_BN: Tensor, hidden_BN: Tensor | None) -> Tensor:

@@ -25,6 +25,7 @@ from .ahead import look_ahead
 from .base import STAGES, Stage, StageSettings
 from .context import RunData, StageContext
 from .fit_gates import fit_gates
+from .followers import Followers
 from .grad_cache import refuse_batch_norm
 from .guard import FiniteGuard
 from .loop_state import LoopState, adopt_options, copy_weights, load_weights, options_of
@@ -91,6 +92,9 @@ class TrainLoop:
         for module in [context.models.student, context.models.pool, context.models.router, *settings.objectives]:
             if module is not None:
                 module.to(context.device)
+        self.followers = Followers(context.models, settings, "student" in self.modules)
+        if resume is None:
+            self.followers.restart()
         context.models.pool.merge_equal()
         plan = plan_teachers(context.models, context.data, settings, context.cache)
         cache = build_cache(context, settings, plan)
@@ -125,7 +129,7 @@ class TrainLoop:
         self.started = time.monotonic()
         if resume is not None:
             self.load_state(resume)
-        others = [context.models.router, nn.ModuleList(settings.objectives), self.ema]
+        others = [context.models.router, nn.ModuleList(settings.objectives), self.ema, *self.followers.teachers]
         written = [*self.modules.values(), *others]
         present = [module for module in written if module is not None]
         self.recovery = Recovery(context.nonfinite, self.state, present, self.optimizers)
@@ -286,6 +290,8 @@ class TrainLoop:
             self.scheduler.step()
         if self.ema is not None:
             self.ema.update_parameters(self.context.models.student)
+        if not skipped:
+            self.followers.follow()
         if "router" in self.modules and self.context.models.router is not None:
             self.context.models.router.after_step()
 

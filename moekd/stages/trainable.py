@@ -32,8 +32,8 @@ def trained_modules(models: Models, trains: Sequence[str]) -> dict[str, nn.Modul
         teacher = whole.partition(".")[2]
         if whole == "student":
             found["student"] = models.student
-        elif name == "teachers" and pool.names:
-            found |= {f"teachers.{teacher}": pool.teacher(teacher) for teacher in pool.names}
+        elif name == "teachers" and pool.trainable:
+            found |= {f"teachers.{teacher}": pool.teacher(teacher) for teacher in pool.trainable}
         elif teacher in pool.names:
             found[whole] = pool.teacher(teacher)
         elif name == "masks" and pool.specialised:

@@ -113,6 +113,7 @@ class Balanced(Objective):
         self.reads_embeddings = any(objective.reads_embeddings for objective in objectives)
         self.reads_logits = any(objective.reads_logits for objective in objectives)
         self.routable = any(objective.routable for objective in objectives)
+        self.compares_rows = by != "uncertainty" or any(objective.compares_rows for objective in objectives)
 
     def variants(self, pool: TeacherPool) -> Sequence[str]:
         """Return the teachers of all objectives."""

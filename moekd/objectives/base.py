@@ -49,6 +49,9 @@ class Objective(nn.Module):
     reads_logits = True
     #: True when the objective takes teachers through the router and can do with the rows routed to each.
     routable = False
+    #: True when the loss of an instance depends on the other instances of the batch: then several small batches whose
+    #: gradients are added up are not one large batch, and routing always computes it on the whole batch.
+    compares_rows = False
 
     def forward(self, step: Step) -> Mapping[str, Loss]:
         """Return the losses by name; the first part of a name (before "/") is the objective's own."""
@@ -72,9 +75,6 @@ class PairwiseObjective(Objective):
     teacher: str | None = None
     #: True when `pair` reads nothing but logits, so that stacked (cached, gathered) logits are enough.
     logits_only = True
-    #: True when the loss of an instance depends on the other instances of the batch: it is then always computed on the
-    #: whole batch and never on the rows alone that a teacher got.
-    compares_rows = False
     #: True when `mixed` compares with a mixture of several teachers.
     mixes_targets = False
     #: How several teachers make one target where no router says so; None: the mean of the losses over them.

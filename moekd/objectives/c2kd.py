@@ -79,6 +79,8 @@ class BidirectionalProxies(Objective):
     """
 
     reads_features = True
+    #: Its proxies have batch normalisation.
+    compares_rows = True
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ class Contrastive(Objective):
             scale is one for all of them.
     """
 
-    reads_logits, reads_embeddings = False, True
+    reads_logits, reads_embeddings, compares_rows = False, True, True
 
     def __init__(
         self,

@@ -168,6 +168,8 @@ class DecisiveFeatures(Objective):
         train_split: the rows.
     """
 
+    #: Channels are replaced by their mean over the batch.
+    compares_rows = True
     salience: Tensor
     ranked: Tensor
 

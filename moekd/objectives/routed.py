@@ -48,7 +48,7 @@ class RoutedObjective(Objective):
             )
         self.objective = objective
         self.reads_features, self.reads_embeddings = objective.reads_features, objective.reads_embeddings
-        self.reads_logits = objective.reads_logits
+        self.reads_logits, self.compares_rows = objective.reads_logits, objective.compares_rows
         self.name = "routed"
 
     def forward(self, step: Step) -> Mapping[str, Loss]:

@@ -28,6 +28,7 @@ from .fit_gates import fit_gates
 from .followers import Followers
 from .grad_cache import refuse_batch_norm
 from .guard import FiniteGuard
+from .known_student import known_student
 from .loop_state import LoopState, adopt_options, copy_weights, load_weights, options_of
 from .recovery import Recovery
 from .teacher_plan import build_cache, plan_teachers
@@ -84,6 +85,7 @@ class TrainLoop:
         self.settings, self.context = settings, context
         self.memory = PeakMemory(context.device)
         self.modules = train_only(context.models, settings.trains, nn.ModuleList(settings.objectives))
+        _tell_of_small_batches(settings)
         if settings.micro_batch is not None:
             refuse_batch_norm(context.models.student, f"stages.{settings.name}.")
         parameters = parameters_of(self.optimized().values())
@@ -108,6 +110,7 @@ class TrainLoop:
             plan.features,
             cache,
             settings.micro_batch,
+            known_student(context, settings, "student" in self.modules),
         )
         self.ahead = look_ahead(context, settings, plan) if context.overlap and cache is None else None
         self.module.cache = cache if self.ahead is None else self.ahead
@@ -426,6 +429,17 @@ class TrainLoop:
         """Return the head of a record."""
         place = {"phase": self.context.phase, "stage": self.settings.name}
         return {"type": kind, **place, "epoch": self.state.epoch, "step": self.state.step}
+
+
+def _tell_of_small_batches(settings: StageSettings) -> None:
+    """Say that adding up gradients is not a larger batch for losses that compare its rows."""
+    names = [w.name or type(w.objective).__name__ for w in settings.objectives if w.objective.compares_rows]
+    if settings.accumulate > 1 and names:
+        logger.warning(
+            "stage '%s': %s compare the rows of a batch, so %d batches whose gradients are added up are not one large "
+            "batch; use a larger batch_size with micro_batch for that",
+            *(settings.name, ", ".join(names), settings.accumulate),
+        )
 
 
 def _headline(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .cmkd_results import read_cmkd, read_published
     from .cmkd_suite import load_suite
     from .methods import methods_suite, read_methods, write_methods
+    from .performance import run_performance
     from .suite import MST_DISTILL, Suite, read_results, run_suite
     from .summary import summarise, write_summary
 
@@ -26,6 +27,7 @@ _HOMES = {
     "read_published": ".cmkd_results",
     "read_results": ".suite",
     "run_cmkd": ".cmkd",
+    "run_performance": ".performance",
     "run_suite": ".suite",
     "summarise": ".summary",
     "write_cmkd": ".cmkd_report",
@@ -44,6 +46,7 @@ __all__ = [
     "read_published",
     "read_results",
     "run_cmkd",
+    "run_performance",
     "run_suite",
     "summarise",
     "write_cmkd",

@@ -107,6 +107,8 @@ def cmkd(
     folder, published = runs / "cmkd", read_published(against, request) if against else []
     command = _command("cmkd", overrides, data=data or (), methods=methods or (), seeds=[seeds] if seeds else ())
     command += " --no-tuning" * (not tuning) + (f" --file {shlex.quote(str(file))}" if file else "")
+    for what, cells in request.left_out().items():
+        typer.echo(f"left out in {', '.join(cells)}: {what}", err=True)
     if dry_run:
         for row in count_runs(request, folder):
             typer.echo(", ".join(f"{key} {value}" for key, value in row.items()))
@@ -121,6 +123,26 @@ def cmkd(
     for written in write_cmkd(read_cmkd(request, folder), request, output, command, published).values():
         typer.echo(written)
     _tell(failures)
+
+
+@benchmark.command("performance")
+def performance(
+    part: Annotated[
+        list[str] | None, typer.Option(help="overhead, routing, stages, cache or memory; default all.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="`cpu` (one thread, processor time) or `cuda`.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="Of forwards: `no`, `bf16` or `fp16`.")] = "no",
+    rounds: Annotated[int | None, typer.Option(min=2, help="Rounds of each arm; default by part.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two rounds of small sizes, to try the command.")] = False,
+    output: OutputOption = RESULTS,
+) -> None:
+    """What distillation costs: a step over one of the student alone, the stages of MST-Distill, caches, memory.
+
+    Example: `moekd benchmark performance --part overhead`.
+    """
+    from ..benchmarks import run_performance
+
+    typer.echo(f"table: {run_performance(part or (), device, precision, rounds, quick, output)}")
 
 
 def _command(suite: str, overrides: list[str] | None, **options: object) -> str:

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_performance(
-    parts: Sequence[str],
+    parts: Sequence[str] = (),
     device: str = "cpu",
     precision: str = "no",
     rounds: int | None = None,

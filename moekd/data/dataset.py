@@ -51,6 +51,7 @@ class Split(data.Dataset[Batch]):
 
     Attributes:
         random: reading a row twice gives different values (augmentation), so that nothing computed from it can be kept.
+        drops_void: pixels that are predicted as void do not count, where else they are errors; see `ConfusionMatrix`.
 
     Args:
         name: name of the split, for messages.
@@ -64,6 +65,7 @@ class Split(data.Dataset[Batch]):
     """
 
     random: bool = False
+    drops_void: bool = False
 
     def __init__(
         self,
@@ -144,6 +146,7 @@ class WrappedSplit(Split):
 
     def __init__(self, split: Split) -> None:
         super().__init__(split.name, split.ids, split.labels, split.fields, split.table, split.blocks)
+        self.drops_void = split.drops_void
         self.split, self.random = split, split.random
 
     def read(self, rows: Sequence[int]) -> tuple[Batch, dict[int, str]]:

@@ -62,11 +62,13 @@ class NyuDepthV2(Dataset):
 
     Splits: `train`, `val`, `test`, 60/20/20 by a published permutation. Fields, scaled as published: `rgb` `[3, H, W]`,
     each channel to [0, 1] over the data set; `depth` `[1, H, W]`, each picture to [0, 1]. Labels `[H, W]`; void is -1
-    and counts in no loss and no metric. Nothing but a batch is in memory.
+    and counts in no metric and no loss on labels; losses between models read all pixels, as published. Nothing but a
+    batch is in memory.
 
     Args:
-        void: `class` keeps a logit for void, class 0, as the published networks have it: pixels predicted as void are
-            errors; `excluded` leaves the 40 classes.
+        void: `class` keeps a logit for void, class 0, as the published networks have it, and pixels predicted as void
+            are errors; `dropped` keeps the logit, and pixels predicted as void do not count in the matrix from which
+            all metrics but F1 are computed, as in the released evaluation; `excluded` leaves the 40 classes.
         stride: the maps are averaged over squares of this side: 1 gives 640 x 480 pixels, 8 gives 80 x 60.
         group: which of the 20 published splits.
         root: folder of the prepared files; None is `$MOEKD_DATA_HOME/nyu_depth_v2`, or `data/nyu_depth_v2`.
@@ -79,7 +81,7 @@ class NyuDepthV2(Dataset):
 
     def __init__(
         self,
-        void: Literal["class", "excluded"] = "class",
+        void: Literal["class", "dropped", "excluded"] = "class",
         stride: Literal[1, 2, 4, 8] = 1,
         group: Annotated[int, Ge(0), Lt(GROUPS)] = 0,
         root: str | None = None,
@@ -87,8 +89,8 @@ class NyuDepthV2(Dataset):
         self.void, self.stride, self.group = void, stride, group
         self.root = Path(root) if root is not None else data_home() / self.kind
         self.manifest = read_manifest(self.root, self.kind)
-        self.class_names = (["void"] if void == "class" else []) + [f"class {i}" for i in range(1, CLASSES + 1)]
-        self.void_class = 0 if void == "class" else None
+        self.class_names = (["void"] if void != "excluded" else []) + [f"class {i}" for i in range(1, CLASSES + 1)]
+        self.void_class = 0 if void != "excluded" else None
         size = (HEIGHT // stride, WIDTH // stride)
         self.fields = {
             "rgb": FieldSpec((3, *size), "float32", "image"),
@@ -106,8 +108,9 @@ class NyuDepthV2(Dataset):
         splits: dict[str, Split] = {}
         for name, rows in rows_of_group(len(label), self.group).items():
             fields = {key: field.at(rows) for key, field in arrays.items()}
-            labels = DenseLabels(label, rows, self.stride, 0 if self.void == "class" else -1)
+            labels = DenseLabels(label, rows, self.stride, 0 if self.void != "excluded" else -1)
             splits[name] = ArraySplit(name, rows, labels, fields, {"picture": rows.tolist()})
+            splits[name].drops_void = self.void == "dropped"
         return splits
 
     def input_recipe(self, field: str) -> dict[str, Any]:

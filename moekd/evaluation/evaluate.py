@@ -72,6 +72,8 @@ def evaluate_signals(
 ) -> dict[str, Any]:
     """Return what `evaluate_model` does, and let `collector` keep the embeddings, in one pass over the data.
 
+    Where the split drops void (`Split.drops_void`), pixels that are predicted as void do not count.
+
     A model without logits, and data without labels, give no metrics: the result is empty.
 
     Args:
@@ -83,12 +85,13 @@ def evaluate_signals(
         ignore_index: label that does not count.
     """
     device, metrics = torch.device(device), None
+    parity = bool(getattr(getattr(loader, "dataset", None), "drops_void", False))
     with torch.inference_mode():
         for batch in loader:
             moved = to_device(batch, device)
             signals = forward(moved)
             if signals.logits is not None and moved.get("label") is not None:
-                metrics = metrics or ClassificationMetrics(num_classes, device, ignore_index)
+                metrics = metrics or ClassificationMetrics(num_classes, device, ignore_index, parity=parity)
                 metrics.update(signals.logits, moved["label"])
             collector.add(moved, signals)
         return {} if metrics is None else metrics.compute()

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from moekd.data import prepare
-from moekd.data.dataset import check_splits
+from moekd.data import make_loader, prepare
+from moekd.data.dataset import WrappedSplit, check_splits
 from moekd.data.nyu_depth_v2 import NyuDepthV2
 from moekd.errors import DataError, MissingDependencyError
 from moekd.evaluation import ConfusionMatrix
+from moekd.evaluation.embedded import Collector
+from moekd.evaluation.evaluate import evaluate_signals
+from moekd.signals import Signals
 
 RNG = np.random.default_rng(0)
 H5PY = importlib.util.find_spec("h5py") is not None
@@ -67,6 +70,31 @@ def test_nyu_depth_v2_without_void_and_smaller(nyu):
     matrix = ConfusionMatrix(40)
     matrix.update(torch.full_like(batch["label"], 6), batch["label"])
     assert matrix.compute()["n"] == int((batch["label"] >= 0).sum())
+
+
+def test_pixels_predicted_as_void_are_errors_or_dropped_as_released(nyu):
+    """Of 480 x 540 pixels with a class, 200 columns are class 7 and 340 are class 40; a third is called void."""
+    found = {}
+    for void in ("class", "dropped"):
+        split = NyuDepthV2(void=void, root=str(nyu)).splits["val"]
+        wrapped = WrappedSplit(split)
+        for kind in (split, wrapped):
+            loader = make_loader(kind, 1, shuffle=False, seed=0, epoch=0)
+            assert loader.dataset.drops_void == (void == "dropped")
+            metrics = evaluate_signals(called_void, loader, 41, "cpu", Collector(("rgb",)), 0)
+            found[void] = {key: metrics[key] for key in ("accuracy", "miou", "weighted_f1", "n")}
+    assert found["class"]["accuracy"] == pytest.approx(2 / 3, abs=0.01)
+    assert found["dropped"]["accuracy"] == 1
+    assert found["dropped"]["miou"] == 1
+    assert found["class"]["miou"] == pytest.approx(2 / 3, abs=0.01)
+    assert found["class"]["weighted_f1"] == pytest.approx(found["dropped"]["weighted_f1"])
+
+
+def called_void(batch):
+    """Say the right class, but void in every third row."""
+    logits = torch.nn.functional.one_hot(batch["label"].clamp_min(0), 41).permute(0, 3, 1, 2).float()
+    logits[:, 0, ::3] = 9
+    return Signals(logits)
 
 
 @pytest.mark.skipif(not H5PY, reason="h5py is not installed (extra moekd[datasets])")

@@ -6,6 +6,7 @@ Shapes: B batch, N instances of the training set, K negatives, D features of the
 
 from __future__ import annotations
 
+import math
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ..data import Split
 from ..data.few_labels import UNLABELLED, FewLabels
-from ..distributed import sum_over_processes, world_size
+from ..distributed import rank, sum_over_processes, world_size
 from ..errors import ConfigError
 from ..registry import Injected
 from ..routers import Shapes
@@ -29,19 +30,23 @@ if TYPE_CHECKING:
     from ..model import Batch
 
 EPS = 1e-7
+#: Stands for the logarithm of a normaliser that is not known yet.
+UNMEASURED = -1e30
 
 
 def contrastive_loss(positive_B: Tensor, negative_BK: Tensor, instances: int) -> Tensor:
     """`-log x_0 / (x_0 + K/N) - sum_k log (K/N) / (x_k + K/N)` of every instance (equation 18 of the paper), `[B]`.
 
-    x are likelihoods, exp(similarity / temperature) / Z, of the positive and of the K negatives.
+    x are likelihoods, exp(similarity / temperature) / Z, of the positive and of the K negatives; given are their
+    logarithms, which stay finite at every temperature. -inf leaves a negative out.
 
     Shape:
         positive_B: `[B]`; negative_BK: `[B, K]`.
     """
     noise = negative_BK.shape[1] / instances
-    positive = torch.log(positive_B / (positive_B + noise + EPS))
-    negative_B = torch.log(noise / (negative_BK + noise + EPS)).sum(dim=1)
+    floor = torch.full((), math.log(noise + EPS), dtype=positive_B.dtype, device=positive_B.device)
+    positive = positive_B - torch.logaddexp(positive_B, floor)
+    negative_B = (math.log(noise) - torch.logaddexp(negative_BK, floor)).sum(dim=1)
     return -(positive + negative_B)
 
 
@@ -56,7 +61,7 @@ class ContrastedEmbeddings(nn.Module):
         momentum: of the banks.
     """
 
-    normaliser: Tensor
+    log_normaliser: Tensor
 
     def __init__(
         self,
@@ -72,7 +77,7 @@ class ContrastedEmbeddings(nn.Module):
         self.student, self.teacher = nn.Linear(student_width, embed_dim), nn.Linear(teacher_width, embed_dim)
         self.student_bank = MemoryBank(instances, embed_dim, momentum)
         self.teacher_bank = MemoryBank(instances, embed_dim, momentum)
-        self.register_buffer("normaliser", torch.zeros(2))
+        self.register_buffer("log_normaliser", torch.full((2,), UNMEASURED))
 
     def forward(self, student: Tensor, teacher: Tensor, sampler: NegativeSampler, ids_B: Tensor, count: int) -> Tensor:
         """Return the loss of every instance, `[B]`; in training, move the banks."""
@@ -88,9 +93,9 @@ class ContrastedEmbeddings(nn.Module):
                 products = bank.products(mine_BD, index_BK)
                 fresh_B = (mine_BD * other_BD.detach()).sum(dim=1)
                 positive_B = products[:, 0].where(known_B, fresh_B)
-                x_BK = (torch.cat([positive_B[:, None], products[:, 1:]], dim=1) / self.temperature).exp()
-                x_BK = x_BK / self._normaliser(side, x_BK, len(sampler))
-                negative_BK = x_BK[:, 1:] * some_B[:, None]
+                x_BK = torch.cat([positive_B[:, None], products[:, 1:]], dim=1) / self.temperature
+                x_BK = x_BK - self._log_normaliser(side, x_BK, len(sampler))
+                negative_BK = x_BK[:, 1:].masked_fill(~some_B[:, None], -math.inf)
                 losses.append(contrastive_loss(x_BK[:, 0], negative_BK, len(sampler)))
             if self.training:
                 self.student_bank.update(rows_B, known_B, u_BD)
@@ -98,13 +103,16 @@ class ContrastedEmbeddings(nn.Module):
         return losses[0] + losses[1]
 
     @torch.no_grad()
-    def _normaliser(self, side: int, raw_BK: Tensor, instances: int) -> Tensor:
-        """Return Z: the mean of the first training batch times N, constant from then on."""
-        mean = raw_BK.mean() if raw_BK.numel() else raw_BK.new_ones(())
-        estimate = sum_over_processes(mean.clone()) / world_size() * instances
-        value = torch.where(self.normaliser[side] > 0, self.normaliser[side], estimate)
+    def _log_normaliser(self, side: int, raw_BK: Tensor, instances: int) -> Tensor:
+        """Return log Z. Z: the mean likelihood of the first training batch times N, constant from then on."""
+        means = raw_BK.new_zeros(world_size())
+        if raw_BK.numel():
+            means[rank()] = raw_BK.flatten().logsumexp(dim=0) - math.log(raw_BK.numel())
+        estimate = sum_over_processes(means).logsumexp(dim=0) - math.log(world_size()) + math.log(instances)
+        known = self.log_normaliser[side] > UNMEASURED
+        value = torch.where(known, self.log_normaliser[side].to(estimate.dtype), estimate)
         if self.training and raw_BK.numel():
-            self.normaliser[side] = value
+            self.log_normaliser[side] = value
         return value.clone()
 
 

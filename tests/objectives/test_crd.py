@@ -42,7 +42,7 @@ def pair() -> tuple[Signals, Signals]:
 
 def test_loss_equals_a_loop() -> None:
     positive, negative = torch.rand(3, dtype=torch.float64), torch.rand(3, 4, dtype=torch.float64)
-    losses, noise = contrastive_loss(positive, negative, 10), 4 / 10
+    losses, noise = contrastive_loss(positive.log(), negative.log(), 10), 4 / 10
     for b in range(3):
         expected = -math.log(positive[b] / (positive[b] + noise + 1e-7))
         expected -= sum(math.log(noise / (x + noise + 1e-7)) for x in negative[b].tolist())
@@ -105,16 +105,16 @@ def test_forward_uses_the_other_models_bank_then_moves_both() -> None:
     for side, (e, bank) in enumerate([(u, before["teacher_bank.bank"]), (v, before["student_bank.bank"])]):
         raw = torch.exp(torch.stack([bank[index[b]] @ e[b] for b in range(6)]) / 0.07)
         z = raw.mean() * 10
-        torch.testing.assert_close(part.normaliser[side], z.detach())
-        expected = expected + contrastive_loss(raw[:, 0] / z, raw[:, 1:] / z, 10)
+        torch.testing.assert_close(part.log_normaliser[side], z.detach().log())
+        expected = expected + contrastive_loss((raw[:, 0] / z).log(), (raw[:, 1:] / z).log(), 10)
     torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
     moved = torch.nn.functional.normalize(0.5 * before["student_bank.bank"][rows] + 0.5 * u, dim=1)
     torch.testing.assert_close(part.student_bank.bank[rows], moved)
     rest = torch.ones(10, dtype=torch.bool).index_fill(0, rows, False)
     assert torch.equal(part.student_bank.bank[rest], before["student_bank.bank"][rest])
-    normaliser = part.normaliser.clone()
+    normaliser = part.log_normaliser.clone()
     loss.pair_with("t0", mine, other, {"id": ids})
-    assert torch.equal(part.normaliser, normaliser), "Z is constant after the first batch"
+    assert torch.equal(part.log_normaliser, normaliser), "Z is constant after the first batch"
 
 
 def test_validation_leaves_everything_as_it_is() -> None:

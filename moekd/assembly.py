@@ -13,6 +13,7 @@ from .checkpoint import read_tensors
 from .config import ModelConfig, RouterConfig, Spec, TeacherConfig, build
 from .data import Dataset
 from .errors import ConfigError, MoekdError, did_you_mean
+from .manifest import check_listed
 from .model import Batch, Model
 from .networks import NETWORKS
 from .networks.loading import Loading
@@ -207,6 +208,7 @@ def load_weights(network: nn.Module, file: str, where: str) -> None:
     path = Path(file).expanduser()
     if not path.is_file():
         raise ConfigError(f"{where}.weights: no file {path}")
+    check_listed(path)
     tensors, own = read_tensors(path), network.state_dict()
     missing, extra = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
     shapes = [key for key in own if key in tensors and own[key].shape != tensors[key].shape]

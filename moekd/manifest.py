@@ -67,10 +67,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{where} does not describe a {FORMAT}")
     if manifest.get("version") != VERSION:
-        raise CheckpointError(
-            f"{where} has the unknown format version {manifest.get('version')!r:.20}, this moekd reads version "
-            f"{VERSION}; load it with the moekd version that wrote it ('libraries' in the manifest)"
-        )
+        raise CheckpointError(f"{where} {_other_version(manifest)}")
     if raw != _canonical(manifest):
         raise CheckpointError(f"{where}: sha256 mismatch; the file is damaged or was changed; use another checkpoint")
     _check_structure(manifest, where)
@@ -104,6 +101,26 @@ def sha256_of(file: Path) -> str:
     return digest.hexdigest()
 
 
+def check_listed(file: Path) -> None:
+    """Compare a file with the sha256 that the `config.json` beside it (of an exported student) lists, if it does.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    try:
+        listed = json.loads((file.parent / "config.json").read_bytes())["files"][file.name]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    if sha256_of(file) != listed:
+        raise CheckpointError(f"{file}: sha256 mismatch with its config.json; the file is damaged or was changed")
+
+
+def digest_of(document: Mapping[str, Any]) -> str:
+    """Return the sha256 of a JSON document; its own field `sha256` and the order of the keys do not count."""
+    body = {key: value for key, value in document.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that decide what a checkpoint means."""
     versions = {}
@@ -117,9 +134,24 @@ def library_versions() -> dict[str, str]:
 
 def _canonical(manifest: Mapping[str, Any]) -> bytes:
     """Return the one byte string that stands for a manifest; its field `sha256` covers all others."""
-    body = {key: value for key, value in manifest.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**body, "sha256": digest}, sort_keys=True, indent=1).encode()
+    return json.dumps({**manifest, "sha256": digest_of(manifest)}, sort_keys=True, indent=1).encode()
+
+
+def _other_version(manifest: Mapping[str, Any]) -> str:
+    """Say which version wrote a manifest and what to do."""
+    found, libraries = manifest.get("version"), manifest.get("libraries")
+    writer = str(libraries.get("moekd", "unknown"))[:20] if isinstance(libraries, dict) else "unknown"
+    newer = isinstance(found, int) and found > VERSION
+    advice = (
+        "it comes from a newer moekd; upgrade this one: pip install --upgrade moekd"
+        if newer
+        else f"finish the run with the moekd that began it: pip install 'moekd=={writer}'"
+        if writer != "unknown"
+        else "finish the run with the moekd that began it"
+    )
+    return (
+        f"has the unknown format version {found!r:.20} (moekd {writer}), this moekd reads version {VERSION}; {advice}"
+    )
 
 
 def _check_structure(manifest: Mapping[str, Any], where: str) -> None:

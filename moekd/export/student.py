@@ -3,7 +3,8 @@
     <folder>/ model.safetensors  config.json  student.pt2 (a program for plain PyTorch)  README.md
 
 A student that tokenizes texts for itself has a program a tower instead: `image_encoder.pt2`, `text_encoder.pt2`.
-`config.json` is written last and has the sha256 of the other files. Teachers, heads, masks and routers stay behind.
+`config.json` is written last and has the sha256 of the other files and of itself. Teachers, heads, masks and routers
+stay behind.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..atomic import plain as to_json
 from ..atomic import write_bytes, write_json, write_text
 from ..checkpoint import read_tensors
 from ..errors import CheckpointError, ConfigError, DataError, ModelError
-from ..manifest import sha256_of
+from ..manifest import digest_of, sha256_of
 from ..model import Model
 from .parts import NAMES, parts_of, scales
 from .portable import portable_options
@@ -81,7 +83,8 @@ def export_student(
     write_text(folder / CARD, f"{head}\n{usage(document, folder.name, programs)}")
     files += programs
     document["files"] = {name: _description(folder / name) for name in (*files, CARD)}
-    write_json(folder / CONFIG, document)
+    document = json.loads(json.dumps(to_json(document)))
+    write_json(folder / CONFIG, document | {"sha256": digest_of(document)})
     return folder
 
 
@@ -146,13 +149,18 @@ def read_student(folder: Path) -> tuple[Path, dict[str, Any]]:
         document = json.loads((path / CONFIG).read_bytes())
         listed = {name: document["files"][name] for name in document["files"] if name in (WEIGHTS, *PROGRAMS)}
         form = (document["format"], document["format_version"])
-        kind = document["network"]["kind"]
+        kind, seal = document["network"]["kind"], document.pop("sha256", None)
         digests = {name: entry["sha256"] for name, entry in listed.items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path / CONFIG} is not the description of a student: {error!r:.200}") from error
     if form != (FORMAT, FORMAT_VERSION) or not isinstance(kind, str) or WEIGHTS not in digests:
         raise CheckpointError(
             f"{path / CONFIG} has the format {form!r:.80}; this moekd reads {(FORMAT, FORMAT_VERSION)}"
+        )
+    if seal is not None and seal != digest_of(document):
+        raise CheckpointError(
+            f"{path / CONFIG}: sha256 mismatch; the file is damaged or was changed; if you changed it on purpose, take "
+            "its entry 'sha256' out"
         )
     for name, digest in digests.items():
         if not (path / name).is_file():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from safetensors.torch import load
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .base import ENCODERS
@@ -118,10 +120,19 @@ def _student(folder: Path, document: dict[str, Any]) -> nn.Module:
         raise ConfigError(
             f"inherit.source: the student in {folder} is of kind '{kind}', expected two_tower or open_clip"
         )
-    weights = load_file(folder / "model.safetensors")
+    weights = _checked_weights(folder / "model.safetensors", document)
     model: nn.Module = network.model
     model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")})
     return model
+
+
+def _checked_weights(file: Path, document: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of a student; where its description lists their sha256, they must have it."""
+    content = file.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if document.get("files", {}).get(file.name, {}).get("sha256", digest) != digest:
+        raise ConfigError(f"inherit.source: {file}: sha256 mismatch; the file is damaged or was changed")
+    return load(content)
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -280,6 +280,34 @@ def test_damaged_weights_are_refused(tmp_path):
         load_student(folder)
 
 
+def test_every_byte_of_the_description_is_checked_or_harmless(tmp_path):
+    """C1: a flipped bit is found, or the document is the same (blanks between its parts, the name of the checksum)."""
+    model, config = make_student()
+    folder = export_student(model, config, tmp_path / "s", program=False)
+    file = folder / "config.json"
+    original, weights = file.read_bytes(), load_student(folder).state_dict()
+    document = {key: value for key, value in json.loads(original).items() if key != "sha256"}
+    refused = 0
+    for place in range(0, len(original), 3):
+        file.write_bytes(original[:place] + bytes([original[place] ^ (1 << place % 7)]) + original[place + 1 :])
+        try:
+            found = read_student(folder)[1]
+        except (CheckpointError, DataError):
+            refused += 1
+            continue
+        assert {key: value for key, value in found.items() if key in document} == document, place
+    assert refused > 0.8 * len(original) / 3
+    file.write_bytes(original)
+    assert all(torch.equal(value, weights[name]) for name, value in load_student(folder).state_dict().items())
+    changed = json.loads(original) | {"class_names": ["x"] * 7}
+    file.write_text(json.dumps(changed))
+    with pytest.raises(CheckpointError, match=r"config\.json: sha256 mismatch.* take its entry 'sha256' out"):
+        read_student(folder)
+    del changed["sha256"]
+    file.write_text(json.dumps(changed))
+    assert read_student(folder)[1]["class_names"] == ["x"] * 7
+
+
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
@@ -305,6 +333,7 @@ def test_only_registered_networks_are_built(tmp_path, kind):
     folder = export_student(model, config, tmp_path / "s", program=False)
     document = json.loads((folder / "config.json").read_text())
     document["network"]["kind"] = kind
+    del document["sha256"]
     (folder / "config.json").write_text(json.dumps(document))
     with pytest.raises(ConfigError, match="network"):
         load_student(folder)

@@ -90,6 +90,7 @@ class DataConfig(Section):
             other rows take part in distillation and not in cross-entropy.
         corruptions: fields of some rows are made unreliable, to study what a router makes of it.
         num_workers: processes that read batches.
+        worker_timeout: seconds in which such a process has to give its next batch; after them the run stops.
         on_bad_sample: what a sample that can't be read leads to.
         max_bad_fraction: share of bad samples above which the run stops.
     """
@@ -99,6 +100,7 @@ class DataConfig(Section):
     labels: Positive | Annotated[float, Gt(0), Le(1)] | None = None
     corruptions: list[CorruptionConfig] = []
     num_workers: Annotated[int, Ge(0)] = 0
+    worker_timeout: Annotated[float, Gt(0)] = 300.0
     on_bad_sample: Literal["raise", "skip", "substitute"] = "raise"
     max_bad_fraction: Annotated[float, Ge(0), Le(1)] = 0.01
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +11,11 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..errors import DataError
 from .dataset import Batch, Ids, Split
+from .workers import WatchedLoader
 
 WINDOW = 4
+#: Seconds in which a worker process gives its next batch; no sane batch takes as long.
+WORKER_TIMEOUT = 300.0
 
 
 class BatchPlan(Sampler[list[int]]):
@@ -120,7 +122,7 @@ def make_loader(
     rank: int = 0,
     world: int = 1,
     num_workers: int = 0,
-    timeout: float = 0,
+    timeout: float = WORKER_TIMEOUT,
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
     """Return a loader for one epoch (or the tail of it) of a split; see `BatchPlan` for the order.
@@ -138,7 +140,7 @@ def make_loader(
         rank: this process.
         world: number of processes.
         num_workers: worker processes that read ahead.
-        timeout: seconds to wait for a worker before failing; 0 waits for ever. Only with workers.
+        timeout: seconds to wait for a batch of a worker before failing; 0 waits for ever. Only with workers.
         pin_memory: give tensors in page-locked memory, for fast copies to a GPU.
     """
     plan = BatchPlan(
@@ -152,16 +154,5 @@ def make_loader(
         world=world,
         blocks=split.blocks,
     )
-    return DataLoader(
-        split,
-        batch_sampler=plan,
-        collate_fn=_as_read,
-        num_workers=num_workers,
-        timeout=timeout if num_workers else 0,
-        pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(seed),
-    )
-
-
-def _as_read(batch: Any) -> Any:
-    return batch
+    generator = torch.Generator().manual_seed(seed)
+    return WatchedLoader(split, plan, num_workers, timeout, pin_memory=pin_memory, generator=generator)

@@ -149,7 +149,8 @@ class Recipe:
         names, void = list(dataset.class_names), dataset.void_class
         embeddings = embedding_settings(self.config.evaluation, dataset)
         fields = {name: vars(spec) | dataset.input_recipe(name) for name, spec in dataset.fields.items()}
-        return RunData(splits, names, config.batch_size, batch, config.num_workers, seed, void, fields, embeddings)
+        run = RunData(splits, names, config.batch_size, batch, config.num_workers, seed, void, fields, embeddings)
+        return replace(run, worker_timeout=config.worker_timeout)
 
     def _corruptions(self) -> list[Corruption]:
         sections = (vars(section) for section in self.config.data.corruptions)

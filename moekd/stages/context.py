@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..cache import CacheSettings, SignalStore
 from ..data import Split, make_loader
+from ..data.loader import WORKER_TIMEOUT
 from ..errors import DataError, did_you_mean
 from ..evaluation import EmbeddingSettings
 from ..progress import Progressbar
@@ -35,6 +36,7 @@ class RunData:
         void_class: class that does not count in metrics, see `Dataset`.
         fields: how the data set describes the batch fields: shape, dtype, modality, and how they were prepared.
         embeddings: what is measured on embeddings; None: nothing.
+        worker_timeout: seconds in which a loader process gives its next batch.
     """
 
     splits: Mapping[str, Split]
@@ -46,6 +48,7 @@ class RunData:
     void_class: int | None = None
     fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     embeddings: EmbeddingSettings | None = None
+    worker_timeout: float = WORKER_TIMEOUT
 
     @property
     def num_classes(self) -> int:
@@ -68,6 +71,7 @@ class RunData:
             rank=rank,
             world=world,
             num_workers=self.num_workers,
+            timeout=self.worker_timeout,
         )
 
     def kept_ids(self, name: str) -> list[int] | None:
@@ -133,6 +137,7 @@ class StageContext:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
             num_workers=self.data.num_workers,
+            timeout=self.data.worker_timeout,
         )
 
     def eval_loader(self, split: str) -> DataLoader[Any]:

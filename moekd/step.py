@@ -16,6 +16,7 @@ from .signals import PoolSignals, Signals
 from .teachers import TeacherPool
 
 TeacherSource = Callable[[Batch], PoolSignals]
+StudentSource = Callable[[Batch, Model], Signals]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Step:
         variants: teachers and variants that the stage needs; each teacher runs once for all of them.
         features: record the teachers' taps.
         cache: gives the signals of frozen teachers by sample id instead of running them.
+        known_student: gives the signals of a frozen student in the same way.
     """
 
     def __init__(
@@ -55,8 +57,9 @@ class Step:
         variants: Sequence[str] | None = None,
         features: bool = False,
         cache: TeacherSource | None = None,
+        known_student: StudentSource | None = None,
     ) -> None:
-        self.batch, self.models = batch, models
+        self.batch, self.models, self.known_student = batch, models, known_student
         self.progress = progress or Progress()
         self.training, self.features, self.cache = training, features, cache
         #: Losses of the first routed objective to every expert, `[B, T]`, where the router's gate reads them.
@@ -71,6 +74,8 @@ class Step:
     @cached_property
     def student(self) -> Signals:
         """What the student says."""
+        if self.known_student is not None:
+            return self.known_student(self.batch, self.models.student)
         return self.models.student(self.batch)
 
     @property

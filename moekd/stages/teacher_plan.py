@@ -26,11 +26,12 @@ from ..objectives import Objective
 from ..objectives.inputs import TapPair
 from ..routers import Router
 from ..routers.gates import Gate
-from ..step import Models
+from ..step import Models, TeacherSource
 from ..transforms import ReplayableTransform
 from .base import StageSettings
 from .context import RunData, StageContext
 from .fit_gates import gates_to_fit
+from .mask_source import mask_source
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +108,18 @@ def plan_teachers(
     return TeacherPlan(wanted, needs.features, place, reasons, needs, nbytes)
 
 
-def build_cache(context: StageContext, settings: StageSettings, plan: TeacherPlan) -> SignalCache | None:
-    """Run the planned variants once over the training split, if the plan says so, and tell the log what was decided."""
+def build_cache(context: StageContext, settings: StageSettings, plan: TeacherPlan) -> TeacherSource | None:
+    """Run the planned variants once over the training split, if the plan says so, and tell the log what was decided.
+
+    Returns:
+        Where a training step gets the teachers' signals from; None: from the pool, which runs them.
+    """
     if not plan.variants and not plan.reasons:
         return None
     if plan.place is None:
+        masked = mask_source(context, settings, prepared_pass(context, settings, plan), plan.features)
+        if masked is not None:
+            return masked
         logger.info("stage '%s': teachers run live: %s", settings.name, plan.reason)
         return None
     teachers = prepared_pass(context, settings, plan)

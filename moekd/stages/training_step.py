@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..model import Batch
 from ..objectives import Objective, reduce
 from ..schedules import Progress, Schedule
-from ..step import Models, Step, TeacherSource
+from ..step import Models, Step, StudentSource, TeacherSource
 from ..transforms import Transform
 from .grad_cache import in_chunks
 
@@ -64,6 +64,7 @@ class TrainingStep(nn.Module):
         features: record the teachers' taps.
         cache: signals of frozen teachers by sample id; None runs them.
         micro_batch: rows of a forward of student and teachers in training, see `in_chunks`; None: all rows at once.
+        known_student: signals of a frozen student by sample id, in training; None runs it.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class TrainingStep(nn.Module):
         features: bool = False,
         cache: TeacherSource | None = None,
         micro_batch: int | None = None,
+        known_student: StudentSource | None = None,
     ) -> None:
         super().__init__()
         self.models = models
@@ -82,7 +84,7 @@ class TrainingStep(nn.Module):
         self.objectives = nn.ModuleList(objectives)
         self.transforms = nn.ModuleList(transforms)
         self.variants, self.features, self.cache = list(variants), features, cache
-        self.micro_batch = micro_batch
+        self.micro_batch, self.known_student = micro_batch, known_student
 
     def forward(self, batch: Batch, progress: Progress, training: bool = True) -> dict[str, Any]:
         """Return the loss to minimise and, detached, what went into it.
@@ -96,7 +98,8 @@ class TrainingStep(nn.Module):
                 batch = transform(batch, progress)
         cache = self.cache if training else None
         models = in_chunks(self.models, self.micro_batch) if training and self.micro_batch else self.models
-        step = Step(batch, models, progress, training, self.variants, self.features, cache)
+        student = self.known_student if training else None
+        step = Step(batch, models, progress, training, self.variants, self.features, cache, student)
         total: Tensor | float = 0.0
         terms: dict[str, Tensor] = {}
         for weighted in self.objectives:

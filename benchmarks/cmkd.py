@@ -19,7 +19,8 @@ from ..ablation.run import finished
 from ..atomic import write_json
 from ..config import apply_overrides
 from ..tracking import read_jsonl
-from .cmkd_suite import ALONE, CellConfig, Choice, Method, SuiteConfig, base_of, changes_of, chosen, methods_of
+from .cmkd_config import CellConfig, SuiteConfig
+from .cmkd_suite import ALONE, Choice, Method, base_of, changes_of, chosen, left_out, methods_of
 
 CHOICES = "choices.json"
 
@@ -49,6 +50,14 @@ class Request:
     def names(self) -> list[str]:
         """Names of the cells."""
         return chosen(self.cells, list(self.suite.data), self.suite.default, "cell")
+
+    def left_out(self) -> dict[str, list[str]]:
+        """Return the cells in which a method that is asked for has no meaning, by "method: reason"."""
+        found: dict[str, list[str]] = {}
+        for name in self.names:
+            for method, reason in left_out(self.suite, self.suite.data[name], self.methods).items():
+                found.setdefault(f"{method}: {reason}", []).append(name)
+        return found
 
     def methods_in(self, cell: CellConfig) -> list[Method]:
         """Return the methods of a cell."""

@@ -233,6 +233,7 @@ def _notes(rows: Sequence[Row], request: Request) -> list[str]:
     notes.append("Averaged and routed forms take the weight that was chosen for one teacher.")
     notes.append("Seconds are those of the stages that a method does not share.")
     notes.append(_memory_note(rows))
+    notes += [f"Left out in {', '.join(cells)}: {what}." for what, cells in request.left_out().items()]
     left: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         if row["status"] != "done":

@@ -8,137 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from annotated_types import Ge, Gt, MinLen
-
-from ..config import Section, load_config, parse_section
+from ..config import load_config, parse_section
 from ..config.load import merge
 from ..errors import ConfigError, UnknownNameError, did_you_mean
+from .cmkd_config import CellConfig, MethodConfig, RecipeConfig, SuiteConfig
 
 Form = Literal["alone", "averaged", "routed", ""]
-Metric = Literal["accuracy", "balanced_accuracy", "weighted_f1", "miou"]
-Positive = Annotated[int, Ge(1)]
 SHIPPED, SUITE = "moekd.configs", "suites/_cmkd.yaml"
 ALONE = "student alone"
-
-
-class Tuning(Section):
-    """How the weight of each method's loss, and the teacher of its form `alone`, are chosen.
-
-    Attributes:
-        seed: seed of the runs that choose; it should not be one of those that are reported.
-        weights: factors of the published weight.
-    """
-
-    seed: Annotated[int, Ge(0)]
-    weights: Annotated[list[Annotated[float, Gt(0)]], MinLen(1)]
-
-
-class Epochs(Section):
-    """Budget: passes over the training rows.
-
-    Attributes:
-        teachers: of each teacher.
-        student: of the student, over all stages of a method.
-    """
-
-    teachers: Positive
-    student: Annotated[int, Ge(3)]
-
-
-class Taps(Section):
-    """Names of taps.
-
-    Attributes:
-        student: of the student.
-        teachers: of all teachers, or one a teacher.
-    """
-
-    student: str
-    teachers: str | dict[str, str]
-
-
-class CellConfig(Section):
-    """A data set with a direction.
-
-    Attributes:
-        title: name in tables.
-        epochs: budget.
-        config: data, student, teachers, and whatever else differs from the common config.
-        cross: the teacher that does not see the student's modality.
-        metric: what decides in this cell; the suite's by default.
-        gate: gate of the routed form, in place of the common one.
-        taps: where activations are compared.
-        maps: the same for objectives on maps; without it they do not apply.
-    """
-
-    title: str
-    epochs: Epochs
-    config: dict[str, Any]
-    cross: str = "crossmodal"
-    metric: Metric | None = None
-    gate: str | None = None
-    taps: Taps = Taps(student="fc1", teachers="fc1")
-    maps: Taps | None = None
-
-
-class MethodConfig(Section):
-    """An objective between the student and one teacher.
-
-    Attributes:
-        title: name in tables.
-        objective: kind, options and published weight.
-        hint: objective of a stage before.
-    """
-
-    title: str
-    objective: dict[str, Any]
-    hint: dict[str, Any] | None = None
-
-
-class RecipeConfig(Section):
-    """A method that has a form of its own.
-
-    Attributes:
-        changes: of the config, by path.
-        tuned: whether it has a weight to choose.
-        twin: add a teacher with the student's network and inputs.
-        masks: give every tap of every teacher a mask.
-        dense: only for classes of pixels.
-    """
-
-    changes: dict[str, Any]
-    tuned: bool = True
-    twin: bool = False
-    masks: bool = False
-    dense: bool = False
-
-
-class SuiteConfig(Section):
-    """The suite's file.
-
-    Attributes:
-        title: of the report.
-        seeds: number of seeds.
-        tuning: the grid.
-        metric: what is compared.
-        default: cells that run when none are named.
-        common: config of all runs.
-        data: cells by name.
-        methods: objectives by name.
-        recipes: other methods by name.
-    """
-
-    title: str
-    seeds: Positive
-    tuning: Tuning
-    metric: Metric
-    default: list[str]
-    common: dict[str, Any]
-    data: dict[str, CellConfig]
-    methods: dict[str, MethodConfig]
-    recipes: dict[str, RecipeConfig]
 
 
 @dataclass(frozen=True)
@@ -206,13 +85,12 @@ def methods_of(suite: SuiteConfig, cell: CellConfig, names: Sequence[str] = ()) 
     teachers = list(cell.config["teachers"])
     found = []
     for name, recipe in suite.recipes.items():
-        if (name != ALONE and wanted and name not in wanted) or (recipe.dense and cell.gate is None):
+        if (name != ALONE and wanted and name not in wanted) or why_not(recipe, cell):
             continue
         choices = tuple(Choice(w) for w in weights) if recipe.tuned else (Choice(),)
         found.append(Method(name, "", name, choices))
     for name, method in suite.methods.items():
-        on_maps = "_map" in str(method.objective)
-        if (wanted and name not in wanted) or (on_maps and cell.maps is None):
+        if (wanted and name not in wanted) or why_not(method, cell):
             continue
         alone = f"{method.title}, best single teacher"
         grid = tuple(Choice(w, teacher) for teacher in teachers for w in weights)
@@ -220,6 +98,25 @@ def methods_of(suite: SuiteConfig, cell: CellConfig, names: Sequence[str] = ()) 
         for form, words in (("averaged", "averaged"), ("routed", "routed")):
             found.append(Method(name, form, f"{method.title}, {words}", (Choice(),), follows=alone))  # type: ignore[arg-type]
     return found
+
+
+def why_not(method: MethodConfig | RecipeConfig, cell: CellConfig) -> str:
+    """Return why a method has no meaning in a cell; "" where it has one."""
+    if isinstance(method, RecipeConfig):
+        return "for classes of pixels only" if method.dense and cell.gate is None else ""
+    words = str(method.objective)
+    if "_map'" in words and cell.maps is None:
+        return "compares maps, and the cell's networks have none that show the same places (key 'maps')"
+    if "_levels'" in words and cell.levels is None:
+        return "compares maps of several depths, and the cell's networks have none of the same places (key 'levels')"
+    return ""
+
+
+def left_out(suite: SuiteConfig, cell: CellConfig, names: Sequence[str] = ()) -> dict[str, str]:
+    """Return the methods, of the named ones (default all), that have no meaning in a cell, with the reason."""
+    known = {**suite.methods, **suite.recipes}
+    wanted = chosen(names, list(known), list(known), "method")
+    return {name: reason for name in wanted if (reason := why_not(known[name], cell))}
 
 
 def base_of(suite: SuiteConfig, cell: CellConfig) -> dict[str, Any]:
@@ -245,10 +142,12 @@ def changes_of(suite: SuiteConfig, cell: CellConfig, method: Method, choice: Cho
     if method.form == "":
         return _recipe_changes(suite.recipes[method.name], cell, choice)
     config = suite.methods[method.name]
-    if cell.maps is None and "_map" in str(config.objective):
-        raise ConfigError(f"{method.title} compares maps, and the cell '{cell.title}' names none")
+    if reason := why_not(config, cell):
+        raise ConfigError(f"{method.title} does not apply to the cell '{cell.title}': {reason}")
     used = [_objective(dict(part), method.form, cell, choice) for part in (config.hint, config.objective) if part]
     changes: dict[str, Any] = {"masks": None, "stages.distill.objectives": ["cross_entropy", used[-1]]}
+    if "_levels'" in str(config.objective):
+        changes |= _taps_of_levels(cell)
     if method.form != "routed":
         changes |= {"router": None, "stages.distill.trains": ["student"]}
     if config.hint:
@@ -262,6 +161,18 @@ def changes_of(suite: SuiteConfig, cell: CellConfig, method: Method, choice: Cho
         if method.form == "routed":
             changes["stages.hint.trains"] = ["student", "router"]
     return changes
+
+
+def _taps_of_levels(cell: CellConfig) -> dict[str, Any]:
+    """Return the taps that maps of several depths are read at, beside those that the cell has."""
+    assert cell.levels is not None
+    models = {"student": cell.config["student"]} | {f"teachers.{n}": t for n, t in cell.config["teachers"].items()}
+    found = {}
+    for path, model in models.items():
+        levels = cell.levels.student if path == "student" else cell.levels.teachers
+        more = levels[path.removeprefix("teachers.")] if isinstance(levels, Mapping) else levels
+        found[f"{path}.taps"] = list(dict.fromkeys([*model.get("taps", []), *more]))
+    return found
 
 
 def _objective(part: dict[str, Any], form: Form, cell: CellConfig, choice: Choice) -> dict[str, Any]:
@@ -290,6 +201,8 @@ def _filled(value: Any, cell: CellConfig, choice: Choice) -> Any:
         "$teacher": cell.taps.teachers,
         "$student_map": cell.maps.student if cell.maps else "",
         "$teacher_map": cell.maps.teachers if cell.maps else "",
+        "$student_levels": cell.levels.student if cell.levels else [],
+        "$teacher_levels": cell.levels.teachers if cell.levels else [],
         "$cross": cell.cross,
         "$cross_tap": cell.taps.teachers if isinstance(cell.taps.teachers, str) else cell.taps.teachers[cell.cross],
         "teachers.$cross": f"teachers.{cell.cross}",

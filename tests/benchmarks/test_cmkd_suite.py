@@ -9,7 +9,7 @@ import pytest
 
 from moekd.ablation import make_plan
 from moekd.benchmarks.cmkd import Request, ablation_of, choose, tuning_of
-from moekd.benchmarks.cmkd_suite import ALONE, Choice, base_of, changes_of, load_suite, methods_of
+from moekd.benchmarks.cmkd_suite import ALONE, Choice, base_of, changes_of, left_out, load_suite, methods_of
 from moekd.data import prepare
 from moekd.errors import ConfigError, UnknownNameError
 
@@ -30,9 +30,48 @@ def test_every_method_has_three_forms_and_every_title_is_unique() -> None:
         assert titles[0] == ALONE
         forms = {name: [m.form for m in found if m.name == name] for name in SUITE.methods}
         assert all(names == ["alone", "averaged", "routed"] for names in forms.values() if names)
-    assert not [m for m in methods_of(SUITE, CELL) if m.name in ("attention_transfer", "KD, routed by pixel")]
-    dense = {m.name for m in methods_of(SUITE, SUITE.data["camvid_rgb"])}
-    assert {"attention_transfer", "KD, routed by pixel"} <= dense
+    dense_only = {"attention_transfer", "review_kd", "KD, routed by pixel"}
+    assert not [m for m in methods_of(SUITE, CELL) if m.name in dense_only]
+    assert dense_only <= {m.name for m in methods_of(SUITE, SUITE.data["camvid_rgb"])}
+    assert dense_only <= {m.name for m in methods_of(SUITE, SUITE.data["nyu_rgb"])}
+
+
+def test_methods_without_a_meaning_are_named_with_the_reason() -> None:
+    found = Request(SUITE, ["mfeat_fou", "camvid_rgb"], ["kd", "review_kd", "KD, routed by pixel"]).left_out()
+    assert list(found.values()) == [["mfeat_fou"], ["mfeat_fou"]]
+    assert "review_kd: compares maps of several depths" in next(iter(found))
+    assert left_out(SUITE, SUITE.data["camvid_rgb"]) == {}
+    with pytest.raises(ConfigError, match="AT, averaged does not apply to the cell 'emoji: picture': compares maps"):
+        changes_of(SUITE, CELL, method("AT, averaged", "camvid_rgb"), Choice())
+
+
+def test_review_reads_taps_that_the_cell_does_not_have() -> None:
+    cell = SUITE.data["camvid_rgb"]
+    changes = changes_of(SUITE, cell, method("ReviewKD, best single teacher", "camvid_rgb"), Choice(1, "multimodal"))
+    assert changes["student.taps"] == ["decoder1", "encoder1", "encoder2", "encoder3"]
+    assert changes["teachers.crossmodal.taps"] == ["decoder1", "encoder1", "encoder2", "encoder3"]
+    objective = changes["stages.distill.objectives"][1]
+    assert objective["student_taps"] == objective["teacher_taps"] == ["encoder1", "encoder2", "encoder3"]
+    others = [m for m in methods_of(SUITE, cell) if m.name != "review_kd"]
+    assert not any("student.taps" in changes_of(SUITE, cell, m, m.choices[0]) for m in others)
+
+
+def test_the_published_dense_networks_have_the_taps(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed (extra moekd[datasets])")
+    source = tmp_path / "nyu"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    with h5py.File(source / "nyu.mat", "w") as file:
+        file["images"] = rng.integers(0, 256, (5, 3, 640, 480), dtype=np.uint8)
+        file["depths"] = rng.uniform(1, 5, (5, 640, 480)).astype(np.float32)
+        file["labels40"] = rng.integers(0, 41, (5, 640, 480), dtype=np.uint8)
+    root = prepare("nyu_depth_v2", source, tmp_path / "out", progress=False)
+    overrides = [f"data.root={root}", "data.stride=8", "data.batch_size=2"]
+    overrides += [f"{model}.width=2" for model in ("student", "teachers.multimodal", "teachers.crossmodal")]
+    for name in ("nyu_rgb", "nyu_depth"):
+        cell = SUITE.data[name]
+        request = Request(SUITE, [name], ["review_kd", "attention_transfer"], 1, overrides, tune=False)
+        assert make_plan(ablation_of(request, name, cell, choose(request, name, cell, NOWHERE))).inapplicable == {}
 
 
 def test_one_grid_for_all() -> None:
@@ -124,7 +163,7 @@ def test_every_method_passes_the_dry_run() -> None:
 def test_cells_on_the_data_packs(name, pack, overrides, data_root, tmp_path) -> None:
     cell = SUITE.data[name]
     root = prepare(cell.config["data"]["kind"], data_root / pack, tmp_path / "prepared", progress=False)
-    chosen = ["kd", "crd", "attention_transfer", "C2KD", "MST-Distill", "KD, routed by pixel"]
+    chosen = ["kd", "crd", "attention_transfer", "review_kd", "C2KD", "MST-Distill", "KD, routed by pixel"]
     request = Request(SUITE, [name], chosen, 1, [f"data.root={root}", *overrides], tune=False)
     plan = make_plan(ablation_of(request, name, cell, choose(request, name, cell, NOWHERE)))
     assert plan.inapplicable == {}

@@ -23,6 +23,7 @@ from .evaluation.embedding_metrics import (
     measure_zero_shot,
     text_class_vectors,
 )
+from .evaluation.retrieval import PairScorer
 from .model import Model
 from .signals import Signals
 from .stages import RunData
@@ -54,6 +55,7 @@ class EmbeddingMeasure:
         self.probes: dict[str, Probes | None] = {}
         self.vectors: dict[str, Tensor | None] = {}
         self.fitted: dict[str, Embedded] = {}
+        self.scorers: dict[str, PairScorer] = {}
 
     def prepare(self, name: str, model: Model) -> None:
         """Embed training rows with a model, fit its probes and name its classes; every process has to call this."""
@@ -64,6 +66,9 @@ class EmbeddingMeasure:
             labelled = embedded if self.labelled is None else self._embed(name, model, self.labelled)
             self.probes[name] = self.on_main(lambda: fit_probes(labelled, settings))
         self.vectors[name] = text_class_vectors(model.network, settings)
+        match = getattr(model.network, "match", None)
+        if match is not None:
+            self.scorers[name] = match
 
     def measure(self, name: str, embedded: Embedded, split: str, teachers: Mapping[str, Embedded]) -> dict[str, Any]:
         """Return the metrics of one model on one split; every process has to call this.
@@ -71,19 +76,19 @@ class EmbeddingMeasure:
         Args:
             name: of the model, which was prepared.
             embedded: its embeddings of the split.
-            split: for messages.
+            split: its name.
             teachers: the teachers' embeddings of the same split.
         """
         embedded.check_finite(f"'{name}' on split '{split}'")
-        return self.on_main(lambda: self._measure(name, embedded, teachers))
+        return self.on_main(lambda: self._measure(name, embedded, split, teachers))
 
-    def _measure(self, name: str, embedded: Embedded, teachers: Mapping[str, Embedded]) -> dict[str, Any]:
+    def _measure(self, name: str, embedded: Embedded, split: str, teachers: Mapping[str, Embedded]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if self.settings.retrieval:
-            found["retrieval"] = measure_retrieval(embedded, self.place.device)
+            found["retrieval"] = measure_retrieval(embedded, self.place.device, self.scorers.get(name))
         vectors, probes = self.vectors.get(name), self.probes.get(name)
         if vectors is not None:
-            found["zero_shot"] = measure_zero_shot(embedded, vectors)
+            found["zero_shot"] = measure_zero_shot(embedded, vectors, self.data.split(split).candidates)
         if probes is not None:
             found |= measure_probes(probes, embedded, self.settings)
         if self.settings.teachers and name not in self.teachers:

@@ -124,7 +124,8 @@ class Measurement:
         collector = Collector(model.inputs, fields, same if self.embeds(name) else None, keep)
         loader = self.data.eval_loader(split, self.place.rank, self.place.world)
         classes, void = self.data.num_classes, self.data.void_class
-        metrics = evaluate_signals(forward, loader, classes, device, collector, void)
+        candidates = self.data.split(split).candidates
+        metrics = evaluate_signals(forward, loader, classes, device, collector, void, candidates)
         return metrics, collector.result(device) if keeps else None
 
 

@@ -40,8 +40,10 @@ from .data import (
     Split,
     fingerprint_of,
     labelled_part,
+    novel_classes,
     with_corruptions,
     with_labels,
+    with_novel_classes,
     with_policy,
 )
 from .errors import ConfigError, MoekdError
@@ -143,13 +145,20 @@ class Recipe:
             for name, split in dataset.splits.items()
         }
         splits = with_corruptions(splits, self._corruptions(), dataset.fields, self.config.seed)
-        splits["train"] = with_labels(splits["train"], config.labels, derived_seed(self.config.seed, "labels") % 2**32)
+        amount, label_seed = config.labels, derived_seed(self.config.seed, "labels") % 2**32
+        base: list[int] | None = None
+        if config.novel is None:
+            splits["train"] = with_labels(splits["train"], amount, label_seed)
+        else:
+            novel = novel_classes(config.novel.classes, dataset.class_names, config.novel.seed)
+            base = [label for label in range(dataset.num_classes) if label not in novel]
+            splits = with_novel_classes(splits, novel, dataset.num_classes, config.novel.training, amount, label_seed)
         splits.setdefault("labelled", labelled_part(splits["train"]))  # a data set's own split of this name stays
         batch, seed = self.config.evaluation.batch_size, self.config.seed
         names, void = list(dataset.class_names), dataset.void_class
         embeddings = embedding_settings(self.config.evaluation, dataset)
         fields = {name: vars(spec) | dataset.input_recipe(name) for name, spec in dataset.fields.items()}
-        run = RunData(splits, names, config.batch_size, batch, config.num_workers, seed, void, fields, embeddings)
+        run = RunData(splits, names, config.batch_size, batch, config.num_workers, seed, void, fields, embeddings, base)
         return replace(run, worker_timeout=config.worker_timeout)
 
     def _corruptions(self) -> list[Corruption]:
@@ -184,7 +193,12 @@ class Recipe:
         return Phase(name, title, student, chosen, built)
 
     def _stage(self, config: StageConfig, where: str, data: RunData, shapes: Shapes) -> Stage:
-        context = {"num_classes": data.num_classes, "shapes": shapes, "train_split": data.splits.get(config.split)}
+        context = {
+            "num_classes": data.num_classes,
+            "shapes": shapes,
+            "train_split": data.splits.get(config.split),
+            "base_classes": data.base_classes,
+        }
         with seeded(self.config.seed, where):
             objectives = [
                 WeightedObjective(

@@ -80,6 +80,22 @@ class CorruptionConfig(Section):
     splits: list[str] | None = None
 
 
+class NovelConfig(Section):
+    """Classes that are tested and not learned: base-to-novel generalisation. Each test split gets the parts
+    `<split>_base` and `<split>_novel`, each with its own classes as the only candidates.
+
+    Attributes:
+        classes: names of the novel classes, or the fraction of all classes that are drawn.
+        training: what training sees of them: `nothing`, or their rows with `no_labels`. The split `train_all` has all
+            rows, for models that stand for ones trained elsewhere.
+        seed: seed of the draw.
+    """
+
+    classes: Annotated[float, Gt(0), Lt(1)] | Annotated[list[str], MinLen(1)]
+    training: Literal["nothing", "no_labels"] = "nothing"
+    seed: Annotated[int, Ge(0)] = 0
+
+
 class DataConfig(Section):
     """The data set (`kind` and its options) and how it is read.
 
@@ -88,6 +104,7 @@ class DataConfig(Section):
         batch_size: rows of a batch, over all processes.
         labels: how many training rows keep their label: a count (whole number) or a fraction (0.1); all without it. The
             other rows take part in distillation and not in cross-entropy.
+        novel: classes that are tested and not learned.
         corruptions: fields of some rows are made unreliable, to study what a router makes of it.
         num_workers: processes that read batches.
         worker_timeout: seconds in which such a process has to give its next batch; after them the run stops.
@@ -98,6 +115,7 @@ class DataConfig(Section):
     spec: Annotated[Spec, Inline("datasets")]
     batch_size: Positive = 128
     labels: Positive | Annotated[float, Gt(0), Le(1)] | None = None
+    novel: NovelConfig | None = None
     corruptions: list[CorruptionConfig] = []
     num_workers: Annotated[int, Ge(0)] = 0
     worker_timeout: Annotated[float, Gt(0)] = 300.0

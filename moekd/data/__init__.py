@@ -18,6 +18,7 @@ from .corruption import Corruption, fingerprint_of, with_corruptions
 from .dataset import DATASETS, Batch, Dataset, FieldSpec, Split
 from .few_labels import labelled_mask, with_labels
 from .loader import BatchPlan, make_loader
+from .novel import novel_classes, with_novel_classes
 from .policies import BadSamples, with_policy
 from .prepare import prepare
 from .subset import labelled_part
@@ -35,9 +36,11 @@ __all__ = [
     "labelled_mask",
     "labelled_part",
     "make_loader",
+    "novel_classes",
     "prepare",
     "with_corruptions",
     "with_labels",
+    "with_novel_classes",
     "with_policy",
 ]
 del _avmnist, _camvid, _crisismmd, _emoji, _files, _hub, _mfeat, _nyu_depth_v2, _ravdess, _ravdess_av

@@ -51,6 +51,7 @@ class Split(data.Dataset[Batch]):
 
     Attributes:
         random: reading a row twice gives different values (augmentation), so that nothing computed from it can be kept.
+        candidates: classes among which rows are classified in evaluation; None: all.
         drops_void: pixels that are predicted as void do not count, where else they are errors; see `ConfusionMatrix`.
 
     Args:
@@ -65,6 +66,7 @@ class Split(data.Dataset[Batch]):
     """
 
     random: bool = False
+    candidates: Ids | None = None
     drops_void: bool = False
 
     def __init__(
@@ -147,7 +149,7 @@ class WrappedSplit(Split):
     def __init__(self, split: Split) -> None:
         super().__init__(split.name, split.ids, split.labels, split.fields, split.table, split.blocks)
         self.drops_void = split.drops_void
-        self.split, self.random = split, split.random
+        self.split, self.random, self.candidates = split, split.random, split.candidates
 
     def read(self, rows: Sequence[int]) -> tuple[Batch, dict[int, str]]:
         """Read from the wrapped split."""

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ..errors import DataError
 from .calibration import CalibrationError
 from .embedded import Embedded, Fields
+from .evaluate import Classes, among
 from .probe import LinearProbe, accuracy, knn_votes, linear_probe
-from .retrieval import retrieval
+from .retrieval import PairScorer, retrieval
 from .zero_shot import TEMPLATES, class_vectors, prompts, zero_shot_logits
 
 #: What is measured on embeddings, by the names in results.json: shares of right answers, and shares of variance (R2).
@@ -102,11 +103,13 @@ def candidates(embedded: Embedded, modality: str) -> Tensor:
     return torch.from_numpy(np.sort(first))
 
 
-def measure_retrieval(embedded: Embedded, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+def measure_retrieval(
+    embedded: Embedded, device: torch.device | str = "cpu", scorer: PairScorer | None = None
+) -> dict[str, Any] | None:
     """Return what `retrieval` does, and `retrieval_r1`, the mean of recall at 1 both ways; None without a pair.
 
     Rows of one group are right answers for each other. Equal texts of a group (a caption that several pictures share)
-    are one candidate, and so are equal pictures.
+    are one candidate, and so are equal pictures. A cross-encoder judges pairs by its `scorer` in place of the cosine.
     """
     pair = modality_pair(embedded)
     if pair is None:
@@ -114,7 +117,7 @@ def measure_retrieval(embedded: Embedded, device: torch.device | str = "cpu") ->
     rows = [candidates(embedded, modality) for modality in pair]
     first, second = (embedded.embeddings[m][r].to(device) for m, r in zip(pair, rows, strict=True))
     groups = (embedded.groups[rows[0]], embedded.groups[rows[1]])
-    found = retrieval(first, second, groups=groups, names=pair)
+    found = retrieval(first, second, groups=groups, names=pair, scorer=scorer)
     mean = (found[f"{pair[0]}_to_{pair[1]}_r1"] + found[f"{pair[1]}_to_{pair[0]}_r1"]) / 2
     counts = {f"n_{modality}": len(own) for modality, own in zip(pair, rows, strict=True)}
     return {**found, "retrieval_r1": mean, **counts}
@@ -137,10 +140,13 @@ def text_class_vectors(network: nn.Module, settings: EmbeddingSettings) -> Tenso
         network.train(mode)
 
 
-def measure_zero_shot(embedded: Embedded, vectors_CD: Tensor) -> dict[str, Any] | None:
+def measure_zero_shot(
+    embedded: Embedded, vectors_CD: Tensor, candidates: Classes | None = None
+) -> dict[str, Any] | None:
     """Return how well the nearest class vector names the class: `accuracy`, `top5_accuracy`, `calibration_error`, `n`.
 
-    None where the rows have no classes, or embeddings of another width than the vectors.
+    With `candidates`, only these classes are in question. None where the rows have no classes, or embeddings of another
+    width than the vectors.
     """
     modality = seen_modality(embedded)
     images = embedded.embeddings[modality]
@@ -151,6 +157,7 @@ def measure_zero_shot(embedded: Embedded, vectors_CD: Tensor) -> dict[str, Any] 
         return None
     labels = embedded.labels[known]
     logits = zero_shot_logits(images[known], vectors_CD, embedded.scale or 100.0)
+    logits = logits if candidates is None else among(logits, candidates)
     top = logits.topk(min(5, logits.shape[1]), dim=1).indices
     calibration = CalibrationError()
     calibration.update(logits, labels, torch.ones_like(labels, dtype=torch.bool))

@@ -5,11 +5,14 @@ Shapes: B batch, C classes, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError
@@ -19,6 +22,10 @@ from .calibration import CalibrationError
 from .confusion import ConfusionMatrix
 from .embedded import Collector
 from .sums import reduce_over_ranks, sum_dtype
+
+Classes = Sequence[int] | NDArray[np.int64]
+#: Logit of a class that is no candidate: no probability in any softmax, and finite.
+RULED_OUT = -1e4
 
 
 def evaluate_model(
@@ -69,6 +76,7 @@ def evaluate_signals(
     device: torch.device | str,
     collector: Collector,
     ignore_index: int | None = None,
+    candidates: Classes | None = None,
 ) -> dict[str, Any]:
     """Return what `evaluate_model` does, and let `collector` keep the embeddings, in one pass over the data.
 
@@ -83,6 +91,7 @@ def evaluate_signals(
         device: where batches are moved.
         collector: gathers what the model says.
         ignore_index: label that does not count.
+        candidates: the only classes in question; None: all.
     """
     device, metrics = torch.device(device), None
     parity = bool(getattr(getattr(loader, "dataset", None), "drops_void", False))
@@ -90,6 +99,8 @@ def evaluate_signals(
         for batch in loader:
             moved = to_device(batch, device)
             signals = forward(moved)
+            if candidates is not None and signals.logits is not None:
+                signals = replace(signals, logits=among(signals.logits, candidates))
             if signals.logits is not None and moved.get("label") is not None:
                 metrics = metrics or ClassificationMetrics(num_classes, device, ignore_index, parity=parity)
                 metrics.update(signals.logits, moved["label"])
@@ -126,6 +137,13 @@ class ClassificationMetrics:
         if not dense:
             del metrics["miou"]
         return {**metrics, "loss": total / count, "calibration_error": self.calibration.reduce().compute()}
+
+
+def among(logits: Tensor, candidates: Classes) -> Tensor:
+    """Return logits `[B, C, ...]` in which only some classes have a probability."""
+    out = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    out[torch.as_tensor(np.asarray(candidates), device=logits.device)] = False
+    return logits.masked_fill(out.view(-1, *[1] * (logits.dim() - 2)), RULED_OUT)
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Any]:

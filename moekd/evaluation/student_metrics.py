@@ -16,7 +16,7 @@ from .embedding_metrics import (
     measure_zero_shot,
     text_class_vectors,
 )
-from .evaluate import evaluate_signals
+from .evaluate import Classes, evaluate_signals
 
 
 def model_metrics(
@@ -27,6 +27,7 @@ def model_metrics(
     settings: EmbeddingSettings | None = None,
     ignore_index: int | None = None,
     keep: Iterable[int] | None = None,
+    candidates: Classes | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of a model in eval mode; every process has to call this.
 
@@ -41,6 +42,7 @@ def model_metrics(
         settings: what is measured on embeddings; None: nothing.
         ignore_index: label that does not count.
         keep: ids of the rows whose embeddings count; None: all.
+        candidates: the only classes in question; None: all.
 
     Raises:
         NonFiniteError: embeddings or logits that are not finite.
@@ -49,7 +51,9 @@ def model_metrics(
     same = settings.same if settings is not None else None
     fields = settings.fields if settings is not None else None
     collector = Collector(model.inputs, fields, same, [] if off else keep)
-    metrics = evaluate_signals(lambda batch: model(batch, ()), loader, num_classes, device, collector, ignore_index)
+    metrics = evaluate_signals(
+        lambda batch: model(batch, ()), loader, num_classes, device, collector, ignore_index, candidates
+    )
     if off or settings is None or not collector.has_embeddings:
         return metrics
     embedded = collector.result(device)
@@ -59,5 +63,5 @@ def model_metrics(
         found["retrieval"] = measure_retrieval(embedded, device)
     vectors = text_class_vectors(model.network, settings)
     if vectors is not None:
-        found["zero_shot"] = measure_zero_shot(embedded, vectors)
+        found["zero_shot"] = measure_zero_shot(embedded, vectors, candidates)
     return metrics | flatten_metrics(found)

@@ -14,6 +14,7 @@ from .cross_entropy import CrossEntropy, cross_entropy
 from .dist import DIST, dist_loss
 from .dkd import DKD, decoupled_kd
 from .dml import PeerLearning
+from .embedding_contrastive import EmbeddingContrastive, embedding_contrastive
 from .embedding_kd import EmbeddingKD, embedding_distance
 from .embedding_pair import EmbeddingObjective
 from .feature_queue import FeatureQueue
@@ -44,6 +45,7 @@ from .similarity_preserving import SimilarityPreserving, similarity_loss
 from .soft_bce import SoftBCE, soft_bce
 from .together import Together
 from .token_kd import TokenKD
+from .topk_kd import TopKKD, topk_kd_loss
 
 __all__ = [
     "CKA",
@@ -63,6 +65,7 @@ __all__ = [
     "ContrastiveKD",
     "CrossEntropy",
     "DecisiveFeatures",
+    "EmbeddingContrastive",
     "EmbeddingKD",
     "EmbeddingObjective",
     "FeatureQueue",
@@ -93,6 +96,7 @@ __all__ = [
     "TapPair",
     "Together",
     "TokenKD",
+    "TopKKD",
     "adaptive_target_loss",
     "affinity_mimicking",
     "attention_loss",
@@ -102,6 +106,7 @@ __all__ = [
     "cross_entropy",
     "decoupled_kd",
     "dist_loss",
+    "embedding_contrastive",
     "embedding_distance",
     "freeze_channels",
     "gradient_kd",
@@ -133,5 +138,6 @@ __all__ = [
     "soft_targets",
     "softmax_contrastive",
     "standardise",
+    "topk_kd_loss",
     "uncertainty_weighted",
 ]

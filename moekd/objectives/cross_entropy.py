@@ -6,15 +6,17 @@ Shapes: B batch, C classes, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ModelError
+from ..registry import Injected
 from ..signals import full_precision
 from .base import OBJECTIVES, Loss, LossTerm, Objective, models_named
+from .inputs import base_of, is_one_of, only, scores_of
 
 if TYPE_CHECKING:
     from ..step import Step
@@ -48,6 +50,9 @@ class CrossEntropy(Objective):
         ignore_index: label value that does not count, such as the void class of a segmentation set. Pixels with a
             negative label never count.
         classes: only instances of these classes count, so that a teacher becomes a specialist; None: all.
+        among: classes of the softmax: `all`, or the `base` classes where others are novel (`data.novel`), so that
+            these are not pushed away while nothing shows them.
+        head: head of the models that gives the scores; None: their logits.
         hidden_labels: read the labels that few-label data hide: for teachers that stand for models trained elsewhere on
             more labels than the student has.
     """
@@ -59,8 +64,13 @@ class CrossEntropy(Objective):
         ignore_index: int = -100,
         classes: Sequence[int] | None = None,
         hidden_labels: bool = False,
+        among: Literal["all", "base"] = "all",
+        head: str | None = None,
+        base_classes: Injected[list[int] | None] = None,
     ) -> None:
         super().__init__()
+        self.base = base_of(among, base_classes, "cross_entropy")
+        self.head = head
         self.on, self.label_smoothing, self.ignore_index = on, label_smoothing, ignore_index
         self.hidden_labels = hidden_labels
         self.classes = None if classes is None else list(classes)
@@ -77,16 +87,16 @@ class CrossEntropy(Objective):
             safe = safe.where(labelled.reshape(-1, *[1] * (labels.dim() - 1)), labels.new_zeros(()))
         names = models_named(self.on, step.pool)
         if self.classes is not None:
-            mask = mask & self._counted(labels, step.signals(names[0]).require_logits("cross_entropy").shape[1])
-        return {
-            f"cross_entropy/{name}": LossTerm(
-                cross_entropy(
-                    step.signals(name).require_logits("cross_entropy"), safe, self.label_smoothing, self.ignore_index
-                ),
-                mask,
-            )
-            for name in names
-        }
+            mask = mask & self._counted(labels, scores_of(step.signals(names[0]), self.head, "cross_entropy").shape[1])
+        losses: dict[str, Loss] = {}
+        for name in names:
+            logits = scores_of(step.signals(name), self.head, "cross_entropy")
+            if self.base is not None:
+                logits, mask = only(logits, self.base), mask & is_one_of(labels, self.base)
+                safe = safe.where(mask, int(self.base[0]))
+            loss = cross_entropy(logits, safe, self.label_smoothing, self.ignore_index)
+            losses[f"cross_entropy/{name}"] = LossTerm(loss, mask)
+        return losses
 
     def variants(self, pool: TeacherPool) -> Sequence[str]:
         """Return the teachers that learn from the labels."""

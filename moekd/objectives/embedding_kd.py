@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed import batch_mean
 from ..errors import ConfigError, ModelError
 from ..registry import Injected
 from ..routers import Shapes
@@ -79,6 +80,8 @@ class EmbeddingKD(EmbeddingObjective):
         distances: weight of each distance, of `cosine`, `smooth_l1` and `mse`.
         unit: bring both embeddings to length 1 first (after head and normalisation).
         reduction: `mean` or `sum` over the channels.
+        log_scale: a number s: the loss is log(1 + m / s) with the mean m over the batch, which tames large distances
+            (Li et al., ICCV 2023, arXiv 2307.03135: `{mse: 1}`, `sum` and s = 10, as the alternative to `unit`).
         projection: `auto`, `none`, `linear`, `mlp` or `ladder` heads, one for each teacher and modality, see `Heads`.
         taps: taps of the student that `ladder` reads, by modality where there are several.
         hidden_dim: width of the hidden layer of `mlp` and `ladder`; None: the teacher's.
@@ -97,6 +100,7 @@ class EmbeddingKD(EmbeddingObjective):
         distances: dict[str, float] | None = None,
         unit: bool = False,
         reduction: Literal["mean", "sum"] = "mean",
+        log_scale: float | None = None,
         projection: Projection = "auto",
         taps: Sequence[str] | dict[str, list[str]] | None = None,
         hidden_dim: int | None = None,
@@ -109,7 +113,7 @@ class EmbeddingKD(EmbeddingObjective):
         self.teacher, self.common = teacher, modalities == "common"
         self.modalities = _common(shapes, teacher) if modalities == "common" else list(modalities)
         self.distances = {"cosine": 1.0} if distances is None else dict(distances)
-        self.unit, self.reduction = unit, reduction
+        self.unit, self.reduction, self.log_scale = unit, reduction, log_scale
         if not self.modalities:
             raise ConfigError("embedding_kd.modalities is empty; name at least one embedding, such as 'image'")
         if not self.distances or set(self.distances) - set(DISTANCES):
@@ -119,7 +123,7 @@ class EmbeddingKD(EmbeddingObjective):
         if always and not self.heads.widths:
             raise ConfigError(f"embedding_kd.normalise '{normalise}': the targets' widths are not known: give 'shapes'")
         # Statistics are summed over all processes, so every process has to see every teacher in every batch.
-        self.compares_rows = always
+        self.compares_rows = always or log_scale is not None
         self.norms = nn.ModuleDict(
             {
                 head_key(name, modality): TargetNorm(normalise, dim, freeze_after, refresh_every)
@@ -145,7 +149,10 @@ class EmbeddingKD(EmbeddingObjective):
                 weight * embedding_distance(mine, target, distance, self.reduction)  # type: ignore[arg-type]
                 for distance, weight in self.distances.items()
             ]
-        return torch.stack(losses).sum(dim=0) / len(modalities)
+        loss_B = torch.stack(losses).sum(dim=0) / len(modalities)
+        if self.log_scale is None:
+            return loss_B
+        return torch.log1p(batch_mean(loss_B[:, None]) / self.log_scale).expand(len(loss_B))
 
     def target(self, name: str, modality: str, target_BD: Tensor) -> Tensor:
         """Return a teacher's target as the student sees it; in training it counts in the statistics.

@@ -5,7 +5,7 @@ Shapes: B batch, C classes, D features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +38,31 @@ def scores_of(signals: Signals, head: str | None, who: str) -> Tensor:
         hint = did_you_mean(head, signals.heads) or f"; heads: {', '.join(signals.heads) or 'none'}"
         raise ModelError(f"{who} needs the head '{head}', which the model does not have{hint}")
     return signals.heads[head]
+
+
+def base_of(among: str, base_classes: Sequence[int] | None, who: str) -> list[int] | None:
+    """Return the classes of a softmax; None: all.
+
+    Raises:
+        ConfigError: the base classes are asked for, and the data set has no novel ones.
+    """
+    if among == "all":
+        return None
+    if base_classes is None:
+        raise ConfigError(f"{who}.among 'base': the data have no novel classes; set data.novel, or among: all")
+    return list(base_classes)
+
+
+def only(logits: Tensor, classes: Sequence[int]) -> Tensor:
+    """Return logits `[B, C]` in which the other classes have no probability and get no gradient."""
+    out = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    out[list(classes)] = False
+    return logits.masked_fill(out.view(-1, *[1] * (logits.dim() - 2)), -1e4)
+
+
+def is_one_of(labels: Tensor, classes: Sequence[int]) -> Tensor:
+    """Tell which labels are among some classes."""
+    return torch.isin(labels, torch.tensor(list(classes), device=labels.device))
 
 
 def logits_of(student: Signals, teacher: Signals, who: str, dense: bool = True) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,7 @@ class RunData:
         void_class: class that does not count in metrics, see `Dataset`.
         fields: how the data set describes the batch fields: shape, dtype, modality, and how they were prepared.
         embeddings: what is measured on embeddings; None: nothing.
+        base_classes: classes of which training has labels where others are novel; None: all.
         worker_timeout: seconds in which a loader process gives its next batch.
     """
 
@@ -48,6 +49,7 @@ class RunData:
     void_class: int | None = None
     fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     embeddings: EmbeddingSettings | None = None
+    base_classes: list[int] | None = None
     worker_timeout: float = WORKER_TIMEOUT
 
     @property

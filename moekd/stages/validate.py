@@ -29,6 +29,7 @@ def validate_student(context: StageContext, student: Model, split: str) -> dict[
             data.embeddings,
             data.void_class,
             data.kept_ids(split),
+            data.split(split).candidates,
         )
     finally:
         for part, mode in modes:

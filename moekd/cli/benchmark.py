@@ -125,6 +125,26 @@ def cmkd(
     _tell(failures)
 
 
+@benchmark.command("performance")
+def performance(
+    part: Annotated[
+        list[str] | None, typer.Option(help="overhead, routing, stages, cache or memory; default all.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="`cpu` (one thread, processor time) or `cuda`.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="Of forwards: `no`, `bf16` or `fp16`.")] = "no",
+    rounds: Annotated[int | None, typer.Option(min=2, help="Rounds of each arm; default by part.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two rounds of small sizes, to try the command.")] = False,
+    output: OutputOption = RESULTS,
+) -> None:
+    """What distillation costs: a step over one of the student alone, the stages of MST-Distill, caches, memory.
+
+    Example: `moekd benchmark performance --part overhead`.
+    """
+    from ..benchmarks import run_performance
+
+    typer.echo(f"table: {run_performance(part or (), device, precision, rounds, quick, output)}")
+
+
 def _command(suite: str, overrides: list[str] | None, **options: object) -> str:
     """Return the call, as it stands above the table that it made."""
     words = ["moekd", "benchmark", suite, *(overrides or ())]

@@ -114,7 +114,7 @@ def why_not(method: MethodConfig | RecipeConfig, cell: CellConfig) -> str:
 
 def left_out(suite: SuiteConfig, cell: CellConfig, names: Sequence[str] = ()) -> dict[str, str]:
     """Return the methods, of the named ones (default all), that have no meaning in a cell, with the reason."""
-    known = {**suite.methods, **suite.recipes}
+    known: dict[str, MethodConfig | RecipeConfig] = {**suite.methods, **suite.recipes}
     wanted = chosen(names, list(known), list(known), "method")
     return {name: reason for name in wanted if (reason := why_not(known[name], cell))}
 

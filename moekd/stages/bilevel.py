@@ -18,6 +18,7 @@ from ..schedules import Progress
 from ..step import Models
 from .base import STAGES, StageSettings
 from .context import RunData, StageContext
+from .fused import use_fused
 from .hypergradient import Order, averaged
 from .outer_step import router_gradients
 from .train import TrainLoop, TrainStage
@@ -112,7 +113,7 @@ class BilevelLoop(TrainLoop):
         self.stage, self.router = stage, context.models.router
         super().__init__(stage.settings, context, resume)
         self.cached = self.module.cache is not None
-        self.outer = stage.make_optimizer(list(self.router.parameters()))
+        self.outer = use_fused(stage.make_optimizer(list(self.router.parameters())))
         self.last: dict[str, Tensor] = {}
         if resume is not None:
             self.outer.load_state_dict(resume["outer"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import sum_over_processes, world_size
+from .fused import IMPLEMENTATION
 
 StateDict = dict[str, Tensor]
 
@@ -101,8 +102,11 @@ Options = list[dict[str, Any]]
 
 
 def options_of(optimizer: torch.optim.Optimizer) -> Options:
-    """Return the options of the parameter groups (learning rate, weight decay, ...), without the parameters."""
-    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    """Return the options of the parameter groups (learning rate, weight decay, ...), without the parameters and without
+    how a step is computed.
+    """
+    left_out = ("params", *IMPLEMENTATION)
+    return [{key: value for key, value in group.items() if key not in left_out} for group in optimizer.param_groups]
 
 
 def adopt_options(groups: Options, now: Options, saved: Options) -> list[str]:

@@ -26,6 +26,7 @@ from .base import STAGES, Stage, StageSettings
 from .context import RunData, StageContext
 from .fit_gates import fit_gates
 from .followers import Followers
+from .fused import use_fused
 from .grad_cache import refuse_batch_norm
 from .guard import FiniteGuard
 from .known_student import known_student
@@ -117,7 +118,7 @@ class TrainLoop:
         self.batches = len(context.train_loader(settings.name, 0, split=settings.split))
         self.total_steps = settings.steps or math.ceil(self.batches / settings.accumulate) * (settings.epochs or 1)
         self.epochs = settings.epochs or math.ceil(self.total_steps / math.ceil(self.batches / settings.accumulate))
-        raw = settings.optimizer(parameters)
+        raw = use_fused(settings.optimizer(parameters))
         self.options = options_of(raw)
         self.scheduler = settings.scheduler(raw, self.total_steps) if settings.scheduler else None
         self.step_module, self.optimizer = context.accelerator.prepare(self.module, raw)

@@ -1,6 +1,6 @@
 """A warning when one teacher takes nearly all rows for long.
 
-Shapes: T teacher variants.
+Shapes: T teacher variants, S steps.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from ..distributed import sum_over_processes
 
 logger = logging.getLogger(__name__)
+#: Steps that are put aside before they are counted together.
+ASIDE = 32
 
 
 class CollapseAlarm(nn.Module):
     """Counts the optimizer steps in a row in which the same teacher took more than a share of the rows.
 
-    Counts stay on the device; only `warn` reads them. They are no part of checkpoints: a resumed run counts anew.
+    What a step says is put aside and counted now and then, on the device; only `warn` reads it. Counts are no part of
+    checkpoints: a resumed run counts anew.
 
     Args:
         share: of the rows, over all processes, above which a step counts.
@@ -36,29 +39,44 @@ class CollapseAlarm(nn.Module):
         self.register_buffer("streak", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("teacher", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("rows", None, persistent=False)
+        self._aside: list[Tensor] = []
         self._warned = False
 
     def add(self, rows_T: Tensor) -> None:
         """Add how many rows each teacher took in a batch, `[T]`."""
         rows_T = rows_T.detach()
-        self.rows = rows_T.clone() if self.rows is None else self.rows + rows_T
+        self.rows = rows_T if self.rows is None else self.rows + rows_T
 
-    @torch.no_grad()
     def after_step(self) -> None:
         """End a step; every process has to call this."""
         if self.rows is None:
             return
-        rows_T, self.rows = sum_over_processes(self.rows), None
-        if rows_T.shape[0] == 1:
+        if self.rows.shape[0] > 1:
+            self._aside.append(self.rows)
+        self.rows = None
+        if len(self._aside) == ASIDE:
+            self.count()
+
+    @torch.no_grad()
+    def count(self) -> None:
+        """Count the steps that were put aside; every process has to call this after the same step."""
+        if not self._aside:
             return
-        most, teacher = rows_T.max(dim=0)
-        collapsed = most > self.share * rows_T.sum()
-        again = collapsed & ((teacher == self.teacher) | (self.streak == 0))
-        self.streak.copy_(torch.where(again, self.streak + 1, collapsed.to(self.streak.dtype)))
-        self.teacher.copy_(teacher)
+        rows_ST, self._aside = sum_over_processes(torch.stack(self._aside)), []
+        most_S, teacher_S = rows_ST.max(dim=1)
+        last = teacher_S[-1]
+        same_S = (most_S > self.share * rows_ST.sum(dim=1)) & (teacher_S == last)
+        streak = same_S.flip(0).long().cumprod(dim=0).sum()
+        goes_on = same_S.all() & (self.teacher == last)
+        self.streak.copy_(streak + torch.where(goes_on, self.streak, 0))
+        self.teacher.copy_(last)
 
     def warn(self, names: Sequence[str]) -> bool:
-        """Log a warning if the routing has collapsed, once a collapse; tell whether it has. Reads the device."""
+        """Log a warning if the routing has collapsed, once a collapse; tell whether it has. Reads the device.
+
+        Every process has to call this after the same step.
+        """
+        self.count()
         streak = int(self.streak)
         collapsed = streak >= self.steps
         if collapsed and not self._warned:

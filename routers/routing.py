@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -57,7 +58,7 @@ class Routing:
     label_weights: Tensor | None = None
     hypothetical: bool = False
 
-    @property
+    @cached_property
     def applied_weights(self) -> Tensor:
         """Weights as the distillation loss sees them, `[B, T]`.
 
@@ -88,7 +89,7 @@ class Routing:
     def _teaches(self) -> bool:
         return self.signal == "kd" or self.hypothetical
 
-    @property
+    @cached_property
     def load(self) -> Tensor:
         """Number of rows that each teacher taught, `[T]`, without gradient."""
         weights_BT = self.applied_weights.detach()
@@ -97,4 +98,7 @@ class Routing:
     def rows(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the rows that chose each teacher, by name; empty for a teacher that nobody chose."""
         assert self.chosen is not None
-        return {name: (self.chosen == index).any(dim=1).nonzero()[:, 0] for index, name in enumerate(names)}
+        experts = torch.arange(len(names), device=self.chosen.device)
+        taken_TB = (self.chosen[None] == experts[:, None, None]).any(dim=2)
+        counts = taken_TB.sum(dim=1).tolist()  # the host has to know the sizes: read for all teachers at once
+        return dict(zip(names, taken_TB.nonzero()[:, 1].split(counts), strict=True))

@@ -6,6 +6,8 @@ import logging
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moekd.routers import InstanceGate, Router, TopK, UniformGate
 from moekd.routers.alarm import CollapseAlarm
@@ -19,6 +21,7 @@ def steps(alarm: CollapseAlarm, *rows: list[float]) -> int:
     for row in rows:
         alarm.add(torch.tensor(row))
         alarm.after_step()
+    alarm.count()
     return int(alarm.streak)
 
 
@@ -36,6 +39,7 @@ def test_batches_of_one_step_are_counted_together() -> None:
     alarm.add(torch.tensor([0.0, 10.0]))
     alarm.after_step()
     alarm.after_step()
+    alarm.count()
     assert int(alarm.streak) == 0
 
 
@@ -44,6 +48,21 @@ def test_counts_move_with_the_router() -> None:
     alarm.add(torch.ones(3))
     assert all(buffer.is_meta for buffer in alarm.to("meta").buffers())
     assert {name for name, _ in alarm.named_buffers()} == {"rows", "streak", "teacher"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([0, 1, 2, None]), max_size=80), st.lists(st.booleans(), min_size=80, max_size=80))
+def test_counting_now_and_then_is_counting_every_step(winners: list[int | None], pauses: list[bool]) -> None:
+    alarm, streak, teacher = CollapseAlarm(share=0.9), 0, None
+    for winner, pause in zip(winners, pauses, strict=False):
+        streak = 0 if winner is None else streak + 1 if winner == teacher else 1
+        teacher = winner
+        alarm.add(torch.ones(3) if winner is None else 100.0 * torch.eye(3)[winner])
+        alarm.after_step()
+        if pause:
+            alarm.count()
+    alarm.count()
+    assert int(alarm.streak) == streak
 
 
 def test_one_teacher_is_no_collapse() -> None:
@@ -81,11 +100,12 @@ def test_the_router_counts_in_training_only() -> None:
     for training in (True, False, True, True):
         _ = make_step(pool, router, training=training).routing
         router.after_step()
-    assert int(router.alarm.streak) == 3
     assert router.warn_of_collapse(pool.names)
+    assert int(router.alarm.streak) == 3
     router.eval()
     _ = make_step(pool, router).routing
     router.after_step()
+    router.alarm.count()
     assert int(router.alarm.streak) == 3
 
 
@@ -93,6 +113,7 @@ def test_a_gate_that_learns_nothing_cannot_collapse() -> None:
     router = Router(UniformGate(3), TopK(1))
     _ = make_step(strangers(3), router).routing
     router.after_step()
+    router.alarm.count()
     assert int(router.alarm.streak) == 0
 
 

@@ -7,16 +7,18 @@ with a collective that carries gradients.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .errors import DataError, PeerError
+from .errors import ConfigError, DataError, MissingDependencyError, PeerError
 
 #: How gloo and NCCL say that another process is gone or silent.
 _LOST = re.compile(
@@ -50,6 +52,52 @@ def other_processes() -> Iterator[None]:
             f"process {rank()} of {world_size()} stops: another one failed, or did not answer within "
             f"trainer.timeout_minutes; its own message says why ({str(error).splitlines()[0]:.200})"
         ) from error
+
+
+def sharding_asked_for() -> bool:
+    """Tell whether `accelerate launch` was given an FSDP config, and there are several processes.
+
+    Raises:
+        ConfigError: it asks for the first version of FSDP.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError("accelerate config: fsdp_version 1 is not supported; set fsdp_version: 2")
+    return world_size() > 1
+
+
+@contextmanager
+def launched_as() -> Iterator[None]:
+    """Make an Accelerator inside: it does not hear of FSDP, which stages do by themselves for what they train.
+
+    Raises:
+        MissingDependencyError: `accelerate launch` was given a DeepSpeed config, and DeepSpeed is not installed.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true" and find_spec("deepspeed") is None:
+        raise MissingDependencyError("deepspeed", "deepspeed", "the accelerate config with distributed_type: DEEPSPEED")
+    asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = asked
+
+
+def whole(tree: Any) -> Any:
+    """Return nested dicts, lists and tuples with every sharded tensor gathered; all processes have to call this.
+
+    Tensors that are not sharded are returned as they are, and so is a tree without any.
+    """
+    if world_size() == 1:
+        return tree
+    if isinstance(tree, Mapping):
+        return {key: whole(value) for key, value in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(whole(value) for value in tree)
+    if isinstance(tree, Tensor) and hasattr(tree, "full_tensor"):
+        return tree.full_tensor()
+    return tree
 
 
 def batch_mean(values_BD: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from .atomic import probe_writable
 from .checkpoint import check_same, clean_leftovers, config_hash, find_latest, load_checkpoint, save_checkpoint
-from .distributed import sum_over_processes
+from .distributed import sum_over_processes, whole
 from .errors import CheckpointError, ConfigError, DataError, UnsavedError, did_you_mean
 from .interruption import StopRequest
 from .program import Program
@@ -79,8 +79,9 @@ class RunCheckpoints:
                 earlier checkpoints are untouched.
         """
         randoms = gather_random_states(self.accelerator.device)
+        models = whole(module_states(self.program, state))
         told = -REMINDER
-        while error := self._agree(self._write(state, stage_state, randoms)):
+        while error := self._agree(self._write(state, models, stage_state, randoms)):
             policy = self.program.loop.on_failed_save
             if policy == "stop" or (policy == "wait" and self.stop.agreed(0, 1)):
                 raise error
@@ -93,13 +94,17 @@ class RunCheckpoints:
             self._pause()
 
     def _write(
-        self, state: RunState, stage_state: Mapping[str, Any], randoms: list[dict[str, Any]]
+        self,
+        state: RunState,
+        models: Mapping[str, Any],
+        stage_state: Mapping[str, Any],
+        randoms: list[dict[str, Any]],
     ) -> UnsavedError | None:
         """Write the checkpoint in the main process; return what prevented it."""
         if not self.accelerator.is_main_process:
             return None
         parts = {
-            "models": module_states(self.program, state),
+            "models": models,
             "stage": dict(stage_state),
             "random": {"ranks": randoms},
         }

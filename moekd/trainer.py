@@ -16,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from .allocator import keep_freed_memory
 from .cache import SignalStore
-from .distributed import other_processes
+from .distributed import launched_as, other_processes
 from .errors import ConfigError, StoppedError
 from .interruption import StopRequest
 from .measure import measure
@@ -198,11 +198,12 @@ def make_accelerator(program: Program) -> Accelerator:
     if PartialState._shared_state.get("num_processes", 1) == 1:
         PartialState._shared_state = {}
     try:
-        return Accelerator(
-            mixed_precision=loop.mixed_precision,
-            cpu=cpu,
-            kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=timedelta(minutes=loop.timeout_minutes))],
-        )
+        with launched_as():
+            return Accelerator(
+                mixed_precision=loop.mixed_precision,
+                cpu=cpu,
+                kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=timedelta(minutes=loop.timeout_minutes))],
+            )
     except ValueError as error:
         raise ConfigError(f"trainer.mixed_precision: '{loop.mixed_precision}' can't be used here: {error}") from error
 

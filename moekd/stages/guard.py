@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from ..distributed import rank, sum_over_processes, world_size
+from ..distributed import rank, sum_over_processes, whole, world_size
 from ..errors import NonFiniteError
 from ..model import Batch
 from ..schedules import Progress
@@ -62,7 +62,7 @@ class FiniteGuard:
         }
         if not named:
             return
-        bad = ~torch.isfinite(nn.utils.get_total_norm(list(named.values())))
+        bad = ~torch.isfinite(whole(nn.utils.get_total_norm(list(named.values()))))
         if self._waits(bad):
             self._note(bad, batch["id"], where, step)
         elif bool(bad):

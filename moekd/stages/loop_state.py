@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distributed import sum_over_processes, world_size
+from ..distributed import sum_over_processes, whole, world_size
 from .fused import IMPLEMENTATION
 
 StateDict = dict[str, Tensor]
@@ -85,9 +85,9 @@ class LoopState:
 
 
 def copy_weights(modules: dict[str, nn.Module]) -> dict[str, StateDict]:
-    """Return copies of the modules' weights and buffers in main memory."""
+    """Return copies of the modules' weights and buffers in main memory; sharded ones are gathered."""
     return {
-        name: {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+        name: {key: value.detach().cpu().clone() for key, value in whole(module.state_dict()).items()}
         for name, module in modules.items()
     }
 

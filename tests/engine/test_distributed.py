@@ -63,12 +63,13 @@ def free_port() -> str:
     return subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def in_two(config: dict[str, Any], runs: Path) -> list[tuple[int, str]]:
+def in_two(config: dict[str, Any], runs: Path, **environment: str) -> list[tuple[int, str]]:
     """Run a config in two processes; return exit code and messages of each."""
     runs.mkdir(parents=True, exist_ok=True)
     file = runs / "config.json"
     file.write_text(json.dumps(config))
     launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "LOCAL_WORLD_SIZE": "2"}
+    launched |= environment
     processes = [
         start(["train-tiny", file, runs], RANK=str(rank), LOCAL_RANK=str(rank), **launched) for rank in range(2)
     ]

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..distributed import average_buffers, rows_everywhere, sum_over_processes
+from ..distributed import average_buffers, rows_everywhere, sharding_asked_for, sum_over_processes, whole
 from ..errors import CheckpointError, ConfigError, NonFiniteError, StoppedError
 from ..evaluation.evaluate import to_device
 from ..model import Batch, Model
@@ -32,6 +32,7 @@ from .guard import FiniteGuard
 from .known_student import known_student
 from .loop_state import LoopState, adopt_options, copy_weights, load_weights, options_of
 from .recovery import Recovery
+from .sharding import Shards, refuse_to_shard
 from .teacher_plan import build_cache, plan_teachers
 from .trainable import parameters_of, train_only
 from .training_step import TrainingStep
@@ -118,10 +119,16 @@ class TrainLoop:
         self.batches = len(context.train_loader(settings.name, 0, split=settings.split))
         self.total_steps = settings.steps or math.ceil(self.batches / settings.accumulate) * (settings.epochs or 1)
         self.epochs = settings.epochs or math.ceil(self.total_steps / math.ceil(self.batches / settings.accumulate))
+        self.shards = self.make_shards(resume)
+        parameters = parameters_of(self.optimized().values())
         raw = use_fused(settings.optimizer(parameters))
         self.options = options_of(raw)
         self.scheduler = settings.scheduler(raw, self.total_steps) if settings.scheduler else None
-        self.step_module, self.optimizer = context.accelerator.prepare(self.module, raw)
+        if self.shards is None:
+            self.step_module, self.optimizer = context.accelerator.prepare(self.module, raw)
+        else:
+            self.step_module = context.accelerator.prepare_model(self.module, evaluation_mode=True)
+            self.optimizer = context.accelerator.prepare_optimizer(raw)
         self.parameters = parameters
         self.ema: AveragedModel | None = None
         if settings.ema is not None and "student" in self.modules:
@@ -156,7 +163,11 @@ class TrainLoop:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.state = LoopState.from_state(state["loop"], self.context.device)
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.shards is None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            nn.ModuleList(self.settings.objectives).load_state_dict(state["objectives"])
+        else:
+            self.shards.load_optimizer(self.optimizer, state["optimizer"], self.parameters)
         changed = adopt_options(self.optimizer.param_groups, self.options, state["options"])
         if self.scheduler is not None:
             if changed:
@@ -169,7 +180,6 @@ class TrainLoop:
             self.context.accelerator.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        nn.ModuleList(self.settings.objectives).load_state_dict(state["objectives"])
 
     def seconds(self) -> float:
         """Seconds spent in this stage, over all sessions."""
@@ -179,6 +189,16 @@ class TrainLoop:
         """Give the wrapped modules back."""
         self.context.progress.finish()
         self.context.accelerator.free_memory()
+
+    def make_shards(self, resume: Mapping[str, Any] | None) -> Shards | None:
+        """Share the trained models out over the processes, where `accelerate launch` asks for it."""
+        if not sharding_asked_for():
+            return None
+        follows = bool(self.followers.teachers)
+        refuse_to_shard(self.settings, type(self) is TrainLoop, self.modules.values(), follows)
+        if resume is not None:
+            nn.ModuleList(self.settings.objectives).load_state_dict(resume["objectives"])
+        return Shards(self.context.models, self.modules, self.context.device)
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
@@ -380,6 +400,8 @@ class TrainLoop:
     def finish(self) -> None:
         """Leave the kept weights in the models and write the stage's summary."""
         state = self.state
+        if self.shards is not None:
+            self.shards.gather()
         if state.best_weights is not None:
             load_weights(self.modules, state.best_weights)
         elif self.ema is not None:
@@ -398,7 +420,7 @@ class TrainLoop:
         """Write a checkpoint."""
         self.guard.flush(self.where())
         self.recovery.saved()
-        self.context.save(self.state_dict())
+        self.context.save(whole(self.state_dict()))
 
     def averaged(self) -> Model:
         """Return the student that is validated and kept: its moving average if there is one."""

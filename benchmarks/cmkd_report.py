@@ -257,7 +257,7 @@ def _memory_note(rows: Sequence[Row]) -> str:
     if not whole:
         return words
     share = "all" if whole == len(done) else f"{whole} of {len(done)}"
-    return f"{words} In {share} runs it could not be started anew and is the process's peak so far, over earlier runs."
+    return f"{words} In {share} runs it is the peak of the process so far, earlier runs included."
 
 
 def _difference_cell(found: Difference | None) -> Cell:

@@ -136,7 +136,7 @@ def critical_difference_diagram(ranking: Ranking, slug: str, what: str) -> Drawi
     Args:
         ranking: from `rank_methods`.
         slug: file name without its ending.
-        what: what a block is, for the caption ("data sets", "data sets and seeds").
+        what: what a block is ("data sets", "data sets and seeds"); what stands in brackets goes into the caption only.
     """
     count = len(ranking.methods)
     figure, (axis,) = new_figure(1.2 + PITCH * count)
@@ -152,11 +152,11 @@ def critical_difference_diagram(ranking: Ranking, slug: str, what: str) -> Drawi
         axis.text(start, count - 0.1, f"critical difference {ranking.distance:.2f}", fontsize=8, va="bottom")
     axis.set_xlim(0.5, count + 1.2 + 0.35 * max(1, len(ranking.groups)))
     axis.set_ylim(-0.7, count + 0.5)
-    axis.set_xlabel(f"mean rank over {ranking.blocks} {what}")
+    axis.set_xlabel(f"mean rank over {ranking.blocks} {what.partition(' (')[0]}")
     words = "; ".join(f"{name} {rank:.1f}" for name, rank in zip(ranking.methods, ranking.ranks, strict=True))
     alt = f"Mean ranks of {count} methods over {ranking.blocks} {what}, best first: {words}."
     caption = (
-        f"Mean rank of each method over {ranking.blocks} {what} (1 is best). Methods beside one grey bar can't be "
+        f"Mean rank of each method (1 is best) over {ranking.blocks} {what}. Methods beside one grey bar can't be "
     )
     caption += "told apart "
     caption += "(Nemenyi test, 5 %)" if ranking.test == "nemenyi" else "(Wilcoxon signed-rank tests, 5 % after Holm)"

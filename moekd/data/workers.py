@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import multiprocessing
 import time
 from collections.abc import Iterator
+from multiprocessing import connection
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -27,6 +28,7 @@ class WatchedLoader(DataLoader[Batch]):
 
     Raises:
         DataError: a worker died or hangs.
+        RuntimeError: other code failed in a worker; its traceback is part of the text.
     """
 
     def __init__(self, split: Split, plan: Any, num_workers: int, timeout: float, **options: Any) -> None:
@@ -44,9 +46,8 @@ class WatchedLoader(DataLoader[Batch]):
         if not self.num_workers:
             yield from super().__iter__()
             return
-        before = set(multiprocessing.active_children())
-        batches = super().__iter__()
-        workers = [child for child in multiprocessing.active_children() if child not in before]
+        batches: Any = super().__iter__()
+        workers: list[Any] = list(batches._workers)
         done, finished = 0, False
         try:
             while True:
@@ -55,17 +56,16 @@ class WatchedLoader(DataLoader[Batch]):
                 except StopIteration:
                     finished = True
                     return
-                except RuntimeError as error:
-                    raise self._explain(error, done) from error
+                except (RuntimeError, OSError, EOFError) as error:  # the last two: a pipe to a dead process
+                    raise self._explain(error, done, workers) from error
                 done += 1
                 yield _unpacked(batch)
         finally:
-            del batches
             if not finished:
-                _end(workers)
+                _end(batches, workers)
 
-    def _explain(self, error: RuntimeError, done: int) -> MoekdError:
-        """Say which worker failed, and with what."""
+    def _explain(self, error: Exception, done: int, workers: list[Any]) -> Exception:
+        """Say which worker failed, and with what; an error of other code stays what it is."""
         worker = done % self.num_workers
         rows: list[int] = next((rows for index, rows in enumerate(self.plan) if index == done), [])
         ids = ", ".join(map(str, self.split.ids[rows[:_LISTED]].tolist()))
@@ -76,10 +76,13 @@ class WatchedLoader(DataLoader[Batch]):
                 f"worker {worker} of {self.num_workers} gave nothing for {self.timeout:g} s; it was to read {batch}. "
                 "Look at the storage, raise data.worker_timeout, or read without workers (data.num_workers=0)"
             )
-        reason = str(error).splitlines()[0]
+        _await_dead(workers)
+        dead = [f"worker {i} of {len(workers)} {_end_of(w.exitcode)}" for i, w in enumerate(workers) if w.exitcode]
+        if not dead:
+            return error
         return DataError(
-            f"a worker process died: {reason}; expected next was {batch}, of worker {worker} of {self.num_workers}. "
-            "A worker that is killed often had too little memory: use fewer of them, or data.num_workers=0"
+            f"{', '.join(dead)}; expected next was {batch}, of worker {worker}. A worker that is killed often had too "
+            "little memory: use fewer of them, or data.num_workers=0"
         )
 
 
@@ -99,6 +102,22 @@ class _Reporting(Dataset[Batch]):
             return DataError(str(error))
 
 
+def _await_dead(workers: list[Any], patience: float = 5.0) -> None:
+    """Wait until a process that is about to end has its exit code."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        with contextlib.suppress(RuntimeError):  # torch raises here for workers that died
+            ready = connection.wait([worker.sentinel for worker in workers], timeout=patience / 5)
+            for worker in workers:
+                if worker.sentinel in ready:
+                    worker.join(patience)
+            return
+
+
+def _end_of(code: int) -> str:
+    return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
 def _unpacked(batch: Any) -> Batch:
     if isinstance(batch, MoekdError):
         raise batch
@@ -110,8 +129,10 @@ def _as_read(batch: Any) -> Any:
     return batch
 
 
-def _end(workers: list[Any], patience: float = 5.0) -> None:
+def _end(batches: Any, workers: list[Any], patience: float = 5.0) -> None:
     """End processes, by force those that do not listen, and take their exit codes, so that no zombie is left."""
+    with contextlib.suppress(RuntimeError, OSError, EOFError):  # torch raises here for workers that died
+        batches._shutdown_workers()
     for worker in workers:
         worker.terminate()
     until = time.monotonic() + patience

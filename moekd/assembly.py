@@ -17,6 +17,7 @@ from .manifest import check_listed
 from .model import Batch, Model
 from .networks import NETWORKS
 from .networks.loading import Loading
+from .objectives import PairScorer
 from .randomness import seeded
 from .routers import BALANCES, GATES, SELECTIONS, Router, Shapes
 from .signals import Signals
@@ -70,6 +71,22 @@ def check_followers(pool: TeacherPool, student: Model) -> None:
         assert isinstance(teacher, MomentumTeacher)
         with at(f"teachers.{name}.follows"):
             teacher.check(student)
+
+
+def pair_scorers(pool: TeacherPool) -> dict[str, PairScorer]:
+    """Return how the cross-encoders of a pool score pairs of features, by name; other teachers have no such thing."""
+
+    def scorer(teacher: Teacher) -> PairScorer:
+        match_of: PairScorer = getattr(teacher.network, "match")  # noqa: B009
+
+        def match(image: Tensor, text: Tensor) -> Tensor:
+            place = teacher.device or image.device
+            return match_of(image.to(place, teacher.dtype), text.to(place, teacher.dtype)).to(image.device)
+
+        return match
+
+    teachers = {name: pool.teacher(name) for name in pool.names}
+    return {name: scorer(teacher) for name, teacher in teachers.items() if hasattr(teacher.network, "match")}
 
 
 def build_masks(spec: Spec, pool: TeacherPool, sample: Batch, seed: int) -> None:

@@ -17,6 +17,7 @@ from .assembly import (
     build_pool,
     build_router,
     check_followers,
+    pair_scorers,
     probe,
     shapes_of,
 )
@@ -49,7 +50,7 @@ from .data import (
 from .errors import ConfigError, MoekdError
 from .evaluation import embedding_settings
 from .model import Model
-from .objectives import OBJECTIVES
+from .objectives import OBJECTIVES, PairScorer
 from .program import LoopSettings, Phase, Program
 from .randomness import derived_seed, seeded
 from .routers import Shapes
@@ -185,15 +186,19 @@ class Recipe:
         shapes: Shapes,
     ) -> Phase:
         where = "" if name == "main" else f"baselines.{name}."
-        built = [self._stage(stage, f"{where}stages.{stage.name}", data, shapes) for stage in stages]
+        scorers = pair_scorers(pool)
+        built = [self._stage(stage, f"{where}stages.{stage.name}", data, shapes, scorers) for stage in stages]
         uses_router = any(w.objective.routable for stage in built for w in stage.settings.objectives)
         wanted = router if name == "main" or uses_router else None
         with seeded(self.config.seed, f"router/{name}"):
             chosen = build_router(wanted, pool, data.num_classes, f"{where}router", shapes) if wanted else None
         return Phase(name, title, student, chosen, built)
 
-    def _stage(self, config: StageConfig, where: str, data: RunData, shapes: Shapes) -> Stage:
+    def _stage(
+        self, config: StageConfig, where: str, data: RunData, shapes: Shapes, scorers: Mapping[str, PairScorer]
+    ) -> Stage:
         context = {
+            "scorers": scorers,
             "num_classes": data.num_classes,
             "shapes": shapes,
             "train_split": data.splits.get(config.split),

@@ -5,13 +5,16 @@ Shapes: N images, M texts, D width of an embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DataError
+
+#: Maps the embeddings of P images and of P texts to P scores.
+PairScorer = Callable[[Tensor, Tensor], Tensor]
 
 
 def retrieval(
@@ -23,6 +26,7 @@ def retrieval(
     *,
     groups: tuple[Tensor, Tensor] | None = None,
     names: tuple[str, str] = ("image", "text"),
+    scorer: PairScorer | None = None,
 ) -> dict[str, float]:
     """Return recall at k and the median rank, from images to texts and from texts to images, by cosine.
 
@@ -39,6 +43,8 @@ def retrieval(
         groups: integers `[N]` and `[M]`, in place of `image_of_text_M`: an image and a text of the same number are
             right answers for each other, so that a text may belong to several images too.
         names: what the two sides are called in the result.
+        scorer: scores P pairs of an image and a text embedding, `[P, D]` each, for models that judge pairs in another
+            way than by cosine; embeddings are then taken as they are, and every image meets every text.
 
     Returns:
         `image_to_text_r1`, ..., `text_to_image_r1`, ... in [0, 1], `image_to_text_median_rank` and
@@ -58,39 +64,70 @@ def retrieval(
         own_N, own_M = groups
         _check(image_ND, text_MD, ks, chunk)
         _check_groups(own_N, own_M, len(image_ND), len(text_MD))
-    image_ND, text_MD = (F.normalize(x.detach().float(), dim=1, eps=1e-6) for x in (image_ND, text_MD))
+    if scorer is None:
+        image_ND, text_MD = (F.normalize(x.detach().float(), dim=1, eps=1e-6) for x in (image_ND, text_MD))
     own_N, own_M = own_N.to(image_ND.device), own_M.to(image_ND.device)
     first, second = names
+    back = None if scorer is None else _turned(scorer)
     ranks = {
-        f"{first}_to_{second}": match_ranks(image_ND, text_MD, own_N, own_M, chunk),
-        f"{second}_to_{first}": match_ranks(text_MD, image_ND, own_M, own_N, chunk),
+        f"{first}_to_{second}": match_ranks(image_ND, text_MD, own_N, own_M, chunk, scorer),
+        f"{second}_to_{first}": match_ranks(text_MD, image_ND, own_M, own_N, chunk, back),
     }
-    found: dict[str, float] = {}
-    for direction, rank in ranks.items():
-        rank = rank[rank > 0]
-        if not len(rank):
-            raise DataError("retrieval: no query has a right answer; no image and text belong together")
-        found |= {f"{direction}_r{k}": (rank <= k).double().mean().item() for k in ks}
-        found[f"{direction}_median_rank"] = float(rank.median())
-    return found
+    return {name: value for direction, rank in ranks.items() for name, value in _recalls(direction, rank, ks).items()}
 
 
-def match_ranks(query_QD: Tensor, candidate_CD: Tensor, query_group_Q: Tensor, group_C: Tensor, chunk: int) -> Tensor:
+def _recalls(direction: str, rank_Q: Tensor, ks: Sequence[int]) -> dict[str, float]:
+    rank_Q = rank_Q[rank_Q > 0]
+    if not len(rank_Q):
+        raise DataError("retrieval: no query has a right answer; no image and text belong together")
+    found = {f"{direction}_r{k}": (rank_Q <= k).double().mean().item() for k in ks}
+    return found | {f"{direction}_median_rank": float(rank_Q.median())}
+
+
+def match_ranks(
+    query_QD: Tensor,
+    candidate_CD: Tensor,
+    query_group_Q: Tensor,
+    group_C: Tensor,
+    chunk: int,
+    scorer: PairScorer | None = None,
+) -> Tensor:
     """Return the rank, from 1, of each query's best match among the candidates; 0 for queries without a match.
 
     Args:
         query_QD, candidate_CD: embeddings of length 1.
         query_group_Q, group_C: a candidate matches a query of the same number.
         chunk: queries that are compared at a time.
+        scorer: scores pairs of a query and a candidate; None: by cosine.
     """
     tolerance, parts = 8 * torch.finfo(query_QD.dtype).eps, []
     for rows, groups in zip(query_QD.split(chunk), query_group_Q.split(chunk), strict=True):
-        scores = rows @ candidate_CD.T
+        scores = rows @ candidate_CD.T if scorer is None else all_pairs(scorer, rows, candidate_CD)
         matches = groups[:, None] == group_C
         best = scores.masked_fill(~matches, -torch.inf).amax(dim=1, keepdim=True)
         before = ((scores >= best - tolerance) & ~matches).sum(dim=1)
         parts.append(torch.where(matches.any(dim=1), before + 1, 0))
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def all_pairs(scorer: PairScorer, image_ND: Tensor, text_MD: Tensor, pairs: int = 1 << 16) -> Tensor:
+    """Return the score of every image with every text, `[N, M]`.
+
+    Args:
+        scorer: scores P pairs.
+        image_ND, text_MD: what it reads.
+        pairs: scored at a time, about.
+    """
+    parts, count = [], len(text_MD)
+    for rows in image_ND.split(max(1, pairs // max(count, 1))):
+        texts = text_MD.repeat(len(rows), 1)
+        parts.append(scorer(rows.repeat_interleave(count, dim=0), texts).float().reshape(len(rows), count))
+    return torch.cat(parts)
+
+
+def _turned(scorer: PairScorer) -> PairScorer:
+    return lambda text, image: scorer(image, text)
 
 
 def _check(image_ND: Tensor, text_MD: Tensor, ks: Sequence[int], chunk: int) -> None:

@@ -9,6 +9,7 @@ from .fusion import Fusion
 from .images import ImageOptions
 from .inherit import InheritOptions
 from .lenet import LeNet5
+from .matcher import Matcher
 from .mlp import Mlp, MlpEncoder
 from .open_clip import OpenClip
 from .presets import PRESETS
@@ -52,6 +53,7 @@ __all__ = [
     "ImageOptions",
     "InheritOptions",
     "LeNet5",
+    "Matcher",
     "Mlp",
     "MlpEncoder",
     "MlpI",

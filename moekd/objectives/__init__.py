@@ -21,18 +21,24 @@ from .feature_queue import FeatureQueue
 from .fitnets import FitNets, hint_loss
 from .fusion import FusedKDCE
 from .gradient_kd import GradientKD, contrastive_gradients, gradient_kd
+from .hard_negatives import hard_negatives, sampled_negatives, without_likely_positives
+from .hard_pair_kd import HardPairKD, difficulty_weights
+from .hard_pairs import HardPairObjective
 from .inputs import TapPair
 from .interactive_contrastive import InteractiveContrastive, interactive_contrastive
 from .kd import KD, kd_kl, standardise
 from .kd_to_student import KDToStudent
 from .kendall import kendall_tau_b
 from .masked_student import MaskedStudent, mask_patches
+from .matching import Matching
 from .mgdfr import DecisiveFeatures, LogitAgreement, freeze_channels, least_decisive, permute_channels
 from .mlld import MultiLevelLogits, multi_level_loss
 from .momentum_contrastive import MomentumContrastive, mix_targets, soft_cross_entropy
 from .mutual_kd import MutualKD
 from .nkd import NKD, normalised_kd
 from .ofa import OneForAll, adaptive_target_loss
+from .pair_scores import PairScorer
+from .partial_ranking import PartialRanking, partial_ranking_loss
 from .ranking import Ranking, ranking
 from .regressors import make_regressor
 from .relational_kl import RelationalKL, relational_kl
@@ -72,17 +78,22 @@ __all__ = [
     "FitNets",
     "FusedKDCE",
     "GradientKD",
+    "HardPairKD",
+    "HardPairObjective",
     "InteractiveContrastive",
     "KDToStudent",
     "LogitAgreement",
     "LossTerm",
     "MaskedStudent",
+    "Matching",
     "MomentumContrastive",
     "MultiLevelLogits",
     "MutualKD",
     "Objective",
     "OneForAll",
+    "PairScorer",
     "PairwiseObjective",
+    "PartialRanking",
     "PeerLearning",
     "Ranking",
     "RelationalKL",
@@ -105,12 +116,14 @@ __all__ = [
     "contrastive_loss",
     "cross_entropy",
     "decoupled_kd",
+    "difficulty_weights",
     "dist_loss",
     "embedding_contrastive",
     "embedding_distance",
     "freeze_channels",
     "gradient_kd",
     "gradnorm_loss",
+    "hard_negatives",
     "hierarchical_context_loss",
     "hint_loss",
     "interactive_contrastive",
@@ -125,12 +138,14 @@ __all__ = [
     "multi_level_loss",
     "non_target_kl",
     "normalised_kd",
+    "partial_ranking_loss",
     "permute_channels",
     "ranking",
     "reduce",
     "relational_kl",
     "rkd_angle",
     "rkd_distance",
+    "sampled_negatives",
     "sigmoid_contrastive",
     "similarity_loss",
     "soft_bce",
@@ -140,4 +155,5 @@ __all__ = [
     "standardise",
     "topk_kd_loss",
     "uncertainty_weighted",
+    "without_likely_positives",
 ]

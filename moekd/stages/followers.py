@@ -16,9 +16,10 @@ class Followers:
         models: student, pool, router.
         settings: the stage.
         trains_student: whether the stage trains the student.
+        restart: whether the stage begins, so that each becomes a copy of the student.
     """
 
-    def __init__(self, models: Models, settings: StageSettings, trains_student: bool) -> None:
+    def __init__(self, models: Models, settings: StageSettings, trains_student: bool, restart: bool) -> None:
         self.student = models.student
         objectives = [weighted.objective for weighted in settings.objectives]
         read = {name.partition("/")[0] for objective in objectives for name in objective.variants(models.pool)}
@@ -26,10 +27,7 @@ class Followers:
             read |= {name.partition("/")[0] for name in models.experts}
         found = [models.pool.teacher(name) for name in models.pool.followers if trains_student and name in read]
         self.teachers = [teacher for teacher in found if isinstance(teacher, MomentumTeacher)]
-
-    def restart(self) -> None:
-        """Begin the stage: each becomes a copy of the student."""
-        for teacher in self.teachers:
+        for teacher in self.teachers if restart else ():
             teacher.restart(self.student)
 
     def follow(self) -> None:

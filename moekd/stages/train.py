@@ -96,9 +96,7 @@ class TrainLoop:
         for module in [context.models.student, context.models.pool, context.models.router, *settings.objectives]:
             if module is not None:
                 module.to(context.device)
-        self.followers = Followers(context.models, settings, "student" in self.modules)
-        if resume is None:
-            self.followers.restart()
+        self.followers = Followers(context.models, settings, "student" in self.modules, restart=resume is None)
         context.models.pool.merge_equal()
         plan = plan_teachers(context.models, context.data, settings, context.cache)
         cache = build_cache(context, settings, plan)

@@ -1,0 +1,77 @@
+"""What teachers say about chosen pairs of images and texts, by whatever way they judge pairs.
+
+Shapes: B rows of this process, N rows of all processes, K candidates of a row, D width of an embedding, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..signals import Signals, full_precision
+from .embedding_pair import TeacherScale, TwoEmbeddings, teacher_scale
+from .embeddings import Scale, everywhere, unit
+
+#: Maps features of P images and of P texts to P match logits: `match` of a cross-encoder's network.
+PairScorer = Callable[[Tensor, Tensor], Tensor]
+
+
+class Judge(NamedTuple):
+    """A teacher's features of a batch and how it scores pairs of them.
+
+    Attributes:
+        own: its (image, text) features of this process's rows.
+        all: those of all processes.
+        scorer: its match function; None for a dual encoder, which scores pairs by scaled cosines.
+        scale: of the cosines of a dual encoder.
+    """
+
+    own: TwoEmbeddings
+    all: TwoEmbeddings
+    scorer: PairScorer | None
+    scale: Scale = 1.0
+
+    def scores(self, direction: int, index_BK: Tensor) -> Tensor:
+        """Return its score of each row with each of the row's candidates, `[B, K]`, without gradient.
+
+        Args:
+            direction: 0 for an image and its candidate texts, 1 for a text and its candidate images.
+            index_BK: rows of all processes.
+        """
+        own_BD, other_ND = self.own[direction], self.all[1 - direction]
+        rows, count = index_BK.shape
+        with torch.no_grad():
+            if self.scorer is None:
+                other_BKD = unit(other_ND)[index_BK]
+                return self.scale * (unit(own_BD)[:, None] * other_BKD).sum(dim=2)
+            mine_PD = own_BD.repeat_interleave(count, dim=0)
+            other_PD = other_ND[index_BK.flatten()]
+            pairs = (mine_PD, other_PD) if direction == 0 else (other_PD, mine_PD)
+            return full_precision(self.scorer(*pairs)).reshape(rows, count)
+
+
+def judge_of(
+    name: str,
+    teacher: Signals,
+    features: TwoEmbeddings,
+    scorers: Mapping[str, PairScorer] | None,
+    scale: TeacherScale,
+    who: str,
+) -> Judge:
+    """Return how a teacher judges the pairs of a batch.
+
+    Args:
+        name: the teacher or variant.
+        teacher: what it says about the batch.
+        features: its (image, text) embeddings.
+        scorers: match functions of the teachers that have one, by name.
+        scale: of cosines, see `teacher_scale`; not read for teachers with a match function.
+        who: the objective, for messages.
+    """
+    gathered = everywhere(features[0].detach())[0], everywhere(features[1].detach())[0]
+    scorer = (scorers or {}).get(name.partition("/")[0])
+    factor = 1.0 if scorer is not None else teacher_scale(scale, name, teacher, who)
+    return Judge(features, gathered, scorer, factor)

@@ -1,0 +1,68 @@
+"""Cross-encoders in whole recipes: trained by matching, cached, ranked by two of them, routed, resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moekd.dry_run import dry_run
+from moekd.networks import NETWORKS
+
+from ..engine.conftest import _tiny_kinds  # noqa: F401
+from ..engine.tiny import PowerCutError, cut_after, recipe_of, same_weights, simple, train
+from .pairs import MatcherTowers
+from .towers import TwoTowers
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _networks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS._members, "matcher_towers", MatcherTowers)
+        patch.setitem(NETWORKS._members, "plain_towers", TwoTowers)
+        yield
+
+
+INPUTS = {"inputs": ["left", "right"]}
+RANK = {"kind": "partial_ranking", "k": 6, "top_m": 3, "threshold": None}
+HARD = {"kind": "hard_pair_kd", "k": 3, "prefilter": 6}
+
+
+def recipe(*objectives: Any, **stage: Any) -> dict[str, Any]:
+    raw = simple(
+        {"objectives": [{"kind": "contrastive"}, *objectives], **stage},
+        student={"kind": "plain_towers", **INPUTS},
+        teachers={name: {"kind": "matcher_towers", **INPUTS, "dim": dim} for name, dim in (("a", 4), ("b", 7))},
+        router={"gate": "static", "selection": "dense", "combine": "target"},
+    )
+    matching = {"name": "teach", "trains": ["teachers"], "epochs": 1, "objectives": [{"kind": "matching", "k": 2}]}
+    raw["stages"] = [matching, *raw["stages"]]
+    return raw
+
+
+@pytest.mark.parametrize("objective", [RANK, HARD], ids=lambda o: o["kind"])
+def test_two_cross_encoders_judge_together_from_the_cache(objective: dict[str, Any]) -> None:
+    rows = dry_run(recipe_of(recipe(objective)).build())
+    assert [row["teachers"] for row in rows][1] == "cached"
+    assert set(rows[0]["losses"]) == {"matching/a", "matching/b"}
+
+
+@pytest.mark.parametrize("objective", [RANK, HARD], ids=lambda o: o["kind"])
+def test_a_routed_run_that_was_cut_goes_on_exactly(tmp_path: Path, objective: dict[str, Any]) -> None:
+    raw = recipe({"kind": "routed", "objective": objective}, trains=["student", "router"], epochs=2)
+    whole = train(raw, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        cut_after(patch, 5)
+        with pytest.raises(PowerCutError):
+            train(raw, tmp_path / "cut")
+    resumed = train(raw, tmp_path / "cut", resume="auto")
+    assert same_weights(resumed.weights(), whole.weights()) == []
+    assert resumed.records() == whole.records()
+
+
+def test_retrieval_of_a_cross_encoder_is_measured_by_its_scores(tmp_path: Path) -> None:
+    run = train(recipe(RANK), tmp_path)
+    assert {"student", "a", "b"} <= set(run.results["test"]["test"])
+    assert 0 <= run.results["test"]["test"]["a"]["retrieval_r1"] <= 1

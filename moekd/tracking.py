@@ -189,7 +189,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is not valid JSON: {error}") from error
         if not isinstance(record, dict):
             raise DataError(f"{path}, line {number} is no JSON object but {type(record).__name__}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
@@ -132,11 +133,17 @@ def _checked_weights(file: Path, document: Mapping[str, Any]) -> dict[str, Tenso
     digest = hashlib.sha256(content).hexdigest()
     if document.get("files", {}).get(file.name, {}).get("sha256", digest) != digest:
         raise ConfigError(f"inherit.source: {file}: sha256 mismatch; the file is damaged or was changed")
-    return load(content)
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ConfigError(f"inherit.source: {file} is no readable safetensors file: {error}") from error
 
 
 def _document(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"inherit.source: {path} is not valid JSON: {error}") from error
     return content if isinstance(content, dict) else {}

@@ -130,7 +130,10 @@ def load_student(folder: Path | str) -> nn.Module:
         UnknownNameError: the network's kind is not registered here.
     """
     path, document = read_student(Path(folder))
-    network = build_network(document["network"], document)
+    try:
+        network = build_network(document["network"], document)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(f"{path / CONFIG} describes no network that can be made: {error!r:.200}") from error
     _load_strictly(network, read_tensors(path / WEIGHTS), str(path))
     return network.eval()
 
@@ -162,6 +165,8 @@ def read_student(folder: Path) -> tuple[Path, dict[str, Any]]:
             f"{path / CONFIG}: sha256 mismatch; the file is damaged or was changed; if you changed it on purpose, take "
             "its entry 'sha256' out"
         )
+    if problem := _malformed(document):
+        raise CheckpointError(f"{path / CONFIG} is not the description of a student: {problem}")
     for name, digest in digests.items():
         if not (path / name).is_file():
             raise CheckpointError(f"the student in {path} lacks the file {name}")
@@ -189,8 +194,21 @@ def build_network(description: Mapping[str, Any], document: Mapping[str, Any] | 
     if spec is None:
         raise ConfigError(problems)
     with torch.random.fork_rng(devices=[]):
-        context = _data_context(document) | {"loading": "architecture"} | description.get("context", {})
+        context = _data_context(document) | description.get("context", {}) | {"loading": "architecture"}
         return build(spec, NETWORKS, where="network", **context)  # the weights are loaded afterwards
+
+
+def _malformed(document: Mapping[str, Any]) -> str | None:
+    """Return which part of a description has another form than the one that is written."""
+    network, inputs, names, fields = (document.get(key) for key in ("network", "inputs", "class_names", "fields"))
+    if not isinstance(network, dict) or not all(isinstance(network.get(k, {}), dict) for k in ("options", "context")):
+        return "'network' has no options and context"
+    for key, value in (("inputs", inputs), ("class_names", names)):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            return f"'{key}' is no list of names"
+    if not isinstance(fields, dict) or not all(isinstance(field, dict) for field in fields.values()):
+        return "'fields' does not describe fields"
+    return None
 
 
 def _data_context(document: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from .feature_queue import FeatureQueue
 from .fitnets import FitNets, hint_loss
 from .fusion import FusedKDCE
 from .gradient_kd import GradientKD, contrastive_gradients, gradient_kd
+from .hard_contrastive import HardContrastive, hard_negative_infonce
 from .hard_negatives import hard_negatives, sampled_negatives, without_likely_positives
 from .hard_pair_kd import HardPairKD, difficulty_weights
 from .hard_pairs import HardPairObjective
@@ -78,6 +79,7 @@ __all__ = [
     "FitNets",
     "FusedKDCE",
     "GradientKD",
+    "HardContrastive",
     "HardPairKD",
     "HardPairObjective",
     "InteractiveContrastive",
@@ -123,6 +125,7 @@ __all__ = [
     "freeze_channels",
     "gradient_kd",
     "gradnorm_loss",
+    "hard_negative_infonce",
     "hard_negatives",
     "hierarchical_context_loss",
     "hint_loss",

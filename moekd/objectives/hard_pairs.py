@@ -22,7 +22,7 @@ from ..signals import Signals
 from .embedding_pair import EmbeddingObjective, TeacherScale
 from .embeddings import LogitScale, similarities
 from .equal_rows import HIDDEN, equal_rows
-from .hard_negatives import Miner, hard_negatives, pick, sampled_negatives
+from .hard_negatives import Miner, hard_negatives, pick, sampled_negatives, without_likely_positives
 from .pair_scores import Judge, PairScorer, judge_of
 from .similarity_pair import equal_weights
 
@@ -42,6 +42,7 @@ class HardPairObjective(EmbeddingObjective):
     compares_rows = True
     mixes_targets = True
     same: str | None = None
+    margin: float | None = None
     image: str = "image"
     text: str = "text"
     k: int
@@ -76,8 +77,11 @@ class HardPairObjective(EmbeddingObjective):
         scale = self.student_scale(student, self.name)
         losses = []
         for direction in (0, 1):
-            scores_BN = scale * (pairs.text_to_image if direction else pairs.image_to_text)
-            index_BK, valid_BK = self.negatives(scores_BN, positive_BN, judges, direction)
+            cosines_BN = pairs.text_to_image if direction else pairs.image_to_text
+            scores_BN, out_BN = scale * cosines_BN, positive_BN
+            if self.margin is not None and cosines_BN.numel():
+                out_BN = positive_BN | without_likely_positives(cosines_BN, pairs.targets, self.margin)
+            index_BK, valid_BK = self.negatives(scores_BN, out_BN, judges, direction)
             index_BR = torch.cat([pairs.targets[:, None], index_BK], dim=1)
             hidden_BR = torch.cat([valid_BK.new_zeros(len(valid_BK), 1), ~valid_BK], dim=1)
             said = [judge.scores(direction, index_BR).masked_fill(hidden_BR, HIDDEN) for judge in judges]

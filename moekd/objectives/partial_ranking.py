@@ -92,6 +92,8 @@ class PartialRanking(HardPairObjective):
         student_scale: `learned` (a parameter of this objective), `model` (the student's own) or a number.
         teacher_scale: of the cosines of dual-encoder teachers: `model`, a number, or a number by teacher.
         same: field of integers, such as `concept`: rows with the same value are no negatives of each other.
+        margin: candidates whose cosine is larger than the right answer's by more than this are taken for right answers
+            and left out (UniME, arXiv 2504.17432, with 0.1); None: none are.
         initial_scale, max_scale: first and largest value of a learned scale.
         image, text: names of the two embeddings.
         scorers: match functions of the teachers that have one.
@@ -112,6 +114,7 @@ class PartialRanking(HardPairObjective):
         student_scale: ScaleSource = "learned",
         teacher_scale: str | float | dict[str, float] = "model",
         same: str | None = None,
+        margin: float | None = None,
         initial_scale: float = 1 / 0.07,
         max_scale: float = 100.0,
         image: str = "image",
@@ -123,7 +126,8 @@ class PartialRanking(HardPairObjective):
         if top_m is not None and top_m < 1:
             raise ConfigError(f"partial_ranking.top_m must be at least 1 (or null), found {top_m}")
         check_teacher_scale(teacher_scale, "partial_ranking")
-        self.teacher, self.k, self.miner, self.prefilter, self.same = teacher, k, miner, prefilter, same
+        self.teacher, self.k, self.miner, self.prefilter = teacher, k, miner, prefilter
+        self.same, self.margin = same, margin
         self.mix: Mix | None = "probs"
         self.threshold, self.top_m, self.merge, self.reduction = threshold, top_m, merge, reduction
         self.student_scale = LogitScale(student_scale, initial_scale, max_scale)

@@ -6,7 +6,7 @@ Shapes: B rows of this process, N rows of all processes; widths of student and t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from .equal_rows import equal_rows, hide
 if TYPE_CHECKING:
     from ..model import Batch
 
+Direction = Literal["teacher_student", "student_teacher"]
+
 
 def relational_kl(
     student_BD: Tensor,
@@ -29,6 +31,8 @@ def relational_kl(
     student_scale: float = 10.0,
     teacher_scale: float = 10.0,
     equal_BN: Tensor | None = None,
+    exclude_self: bool = True,
+    direction: Direction = "teacher_student",
 ) -> Tensor:
     """KL divergence between whom each row resembles for the teacher and for the student:
 
@@ -37,10 +41,17 @@ def relational_kl(
     Both models compare rows in their own space, as CompRess does with a memory of anchors (Koohpayegani et al.,
     NeurIPS 2020, arXiv 2010.14713); here the anchors are the other rows of the batch, of all processes.
 
+    With `exclude_self` off, j runs over b itself too, as the formula of UniME has it (Gu et al., "Breaking the Modality
+    Barrier", ACM MM 2025, arXiv 2504.17432, its stage 1, where both scales are one): at large scales that one score
+    takes most of the probability. Its text prints the student's distribution first; which divergence is meant is not
+    settled, so that `direction` offers both.
+
     Args:
         student_BD, teacher_BD: embeddings `[B, D]` of one modality, not normalised.
         student_scale, teacher_scale: g, G: 1 / temperature.
         equal_BN: rows of all processes that are left out of each own row's comparison, `[B, N]`, besides itself.
+        exclude_self: leave out the row itself.
+        direction: `teacher_student`: KL(teacher || student) as above; `student_teacher`: the other one.
 
     Returns:
         `[B]`; 0 where the batch has fewer than three rows.
@@ -49,8 +60,9 @@ def relational_kl(
         ModelError: different numbers of rows.
     """
     check_rows(student_BD, teacher_BD, "relational_kl")
-    mine, theirs = _others(student_BD, student_scale, equal_BN), _others(teacher_BD, teacher_scale, equal_BN)
-    return soft_targets(mine, theirs, "kl")
+    mine = _compared(student_BD, student_scale, equal_BN, exclude_self)
+    theirs = _compared(teacher_BD, teacher_scale, equal_BN, exclude_self)
+    return soft_targets(mine, theirs, "kl") if direction == "teacher_student" else soft_targets(theirs, mine, "kl")
 
 
 @OBJECTIVES.register("relational_kl")
@@ -65,6 +77,8 @@ class RelationalKL(EmbeddingObjective):
         modalities: names of the embeddings.
         student_scale, teacher_scale: 1 / temperature of each model's similarities.
         same: field of integers, such as `concept`: other rows with the same value are left out of a row's softmax.
+        exclude_self: leave a row out of its own softmax; false as in UniME.
+        direction: which KL divergence: `teacher_student` or `student_teacher`.
     """
 
     name = "relational_kl"
@@ -77,9 +91,12 @@ class RelationalKL(EmbeddingObjective):
         student_scale: float = 10.0,
         teacher_scale: float = 10.0,
         same: str | None = None,
+        exclude_self: bool = True,
+        direction: Direction = "teacher_student",
     ) -> None:
         super().__init__()
         self.teacher, self.same = teacher, same
+        self.exclude_self, self.direction = exclude_self, direction
         if student_scale <= 0 or teacher_scale <= 0:
             raise ConfigError(f"relational_kl: scales must be positive, found {student_scale} and {teacher_scale}")
         if not modalities:
@@ -97,16 +114,22 @@ class RelationalKL(EmbeddingObjective):
                 self.student_scale,
                 self.teacher_scale,
                 equal_BN,
+                self.exclude_self,
+                self.direction,
             )
             for modality in self.modalities
         ]
         return torch.stack(losses).mean(dim=0)
 
 
-def _others(values_BD: Tensor, scale: float, equal_BN: Tensor | None) -> Tensor:
-    """Return the scaled cosines of each row with all rows but itself, `[B, N - 1]`."""
+def _compared(values_BD: Tensor, scale: float, equal_BN: Tensor | None, exclude_self: bool) -> Tensor:
+    """Return the scaled cosines of each row with all rows `[B, N]`, or with all but itself `[B, N - 1]`."""
     own_BD = unit(values_BD)
     rows_ND, first = everywhere(own_BD)
     mine_B1 = own_columns(own_BD.shape[0], first, own_BD.device)[:, None]
+    scores_BN = scale * product(own_BD, rows_ND.T)
+    if not exclude_self:
+        itself_BN = mine_B1 == torch.arange(rows_ND.shape[0], device=own_BD.device)
+        return hide(scores_BN, None if equal_BN is None else equal_BN & ~itself_BN)
     columns = torch.arange(max(rows_ND.shape[0] - 1, 0), device=own_BD.device).expand(own_BD.shape[0], -1)
-    return hide(scale * product(own_BD, rows_ND.T), equal_BN).gather(1, columns + (columns >= mine_B1).long())
+    return hide(scores_BN, equal_BN).gather(1, columns + (columns >= mine_B1).long())

@@ -136,6 +136,13 @@ def test_known_positives_are_never_negatives() -> None:
     assert all(p.grad is None or not p.grad.any() for p in student.parameters())
 
 
+def test_a_margin_leaves_likely_answers_out() -> None:
+    """Below every difference of two cosines, nothing is left to compare with."""
+    pool = matcher_pool(1)
+    objective = HardPairKD(k=3, margin=-2.0, scorers=scorers_of(pool))
+    torch.testing.assert_close(loss_of(objective, matcher_step(pool)), torch.zeros(6))
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_few_rows(rows: int) -> None:
     pool = matcher_pool(1)

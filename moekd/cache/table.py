@@ -15,7 +15,7 @@ import logging
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,8 @@ class Table:
             )
         if manifest.pop("sha256", None) != _digest(manifest):
             raise DataError(f"{file} is damaged or was changed: sha256 mismatch")
-        if any(not _SHARD.fullmatch(name) for name in manifest["shards"]):
-            raise DataError(f"{file} lists files that are no shards")
+        if problem := _problem(manifest):
+            raise DataError(f"{file} is no manifest of this version: {problem}")
         return cls(folder, manifest)
 
     @property
@@ -222,10 +222,7 @@ class Table:
             DataError: the file is no readable safetensors file.
         """
         file = self.folder / shard_name(index)
-        try:
-            tensors = map_tensors(file) if mapped else load(file.read_bytes())
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise DataError(f"{file} is no readable safetensors file: {error}") from error
+        tensors = read_shard(file, mapped)
         parts: dict[str, dict[str, Tensor]] = {"rows": {}, "shared": {}}
         for key, value in tensors.items():
             group, _, name = key.partition(".")
@@ -237,6 +234,22 @@ class Table:
 def shard_name(index: int) -> str:
     """Return the file name of a shard."""
     return f"shard-{index:05d}.safetensors"
+
+
+def read_shard(file: Path, mapped: bool) -> dict[str, Tensor]:
+    """Return the tensors of a shard: `ids`, `rows.*` and `shared.*`.
+
+    Raises:
+        DataError: the file is no readable safetensors file, or holds other tensors.
+    """
+    try:
+        tensors = map_tensors(file) if mapped else load(file.read_bytes())
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise DataError(f"{file} is no readable safetensors file: {error}") from error
+    odd = [key for key in tensors if key != "ids" and key.partition(".")[0] not in ("rows", "shared")]
+    if odd or "ids" not in tensors:
+        raise DataError(f"{file} holds {odd[0]!r:.80} or no 'ids': it is no shard of signals")
+    return tensors
 
 
 def map_tensors(file: Path) -> dict[str, Tensor]:
@@ -254,6 +267,26 @@ def map_tensors(file: Path) -> dict[str, Tensor]:
     return found
 
 
+def _problem(manifest: Mapping[str, Any]) -> str | None:
+    """Return what a manifest lacks, whose checksum is right: it was made by hand."""
+    identity, row, shards = (manifest.get(key) for key in ("identity", "row", "shards"))
+    if not isinstance(identity, dict) or set(identity) != {field.name for field in fields(Identity)}:
+        return "'identity' has other keys"
+    if not all(isinstance(value, str) for value in identity.values()):
+        return "'identity' holds more than text"
+    numbers = [manifest.get(key) for key in ("samples", "views", "shard_samples")]
+    if not all(type(number) is int and 0 < number < 2**40 for number in numbers):
+        return "'samples', 'views' and 'shard_samples' must be positive numbers"
+    if not isinstance(row, dict) or row.get("dtype") not in _NAMES or not isinstance(row.get("shape"), list):
+        return "'row' has no shape and type"
+    if not all(type(size) is int and size >= 0 for size in row["shape"]):
+        return "'row' has no shape"
+    if not isinstance(shards, dict) or not all(_SHARD.fullmatch(name) for name in shards):
+        return "it lists files that are no shards"
+    sound = all(isinstance(e, dict) and type(e.get("bytes")) is int and e.get("sha256") for e in shards.values())
+    return None if sound else "a shard has no size or no sha256"
+
+
 _TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -266,6 +299,8 @@ _TYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
+
+_NAMES = {str(dtype).removeprefix("torch.") for dtype in _TYPES.values()}
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

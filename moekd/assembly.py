@@ -17,6 +17,7 @@ from .manifest import check_listed
 from .model import Batch, Model
 from .networks import NETWORKS
 from .networks.loading import Loading
+from .networks.origin import check_origin
 from .objectives import PairScorer
 from .randomness import seeded
 from .routers import BALANCES, GATES, SELECTIONS, Router, Shapes
@@ -260,6 +261,9 @@ def make_network(
     with seeded(seed, where):
         network: nn.Module = build(config.spec, NETWORKS, where=where, **context)
     if config.weights is not None and loading == "weights":
+        check_origin(
+            Path(config.weights).expanduser(), where, config.inputs, dataset.class_names, context["fields"]
+        )
         load_weights(network, config.weights, where)
     return network
 

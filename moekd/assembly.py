@@ -261,9 +261,7 @@ def make_network(
     with seeded(seed, where):
         network: nn.Module = build(config.spec, NETWORKS, where=where, **context)
     if config.weights is not None and loading == "weights":
-        check_origin(
-            Path(config.weights).expanduser(), where, config.inputs, dataset.class_names, context["fields"]
-        )
+        check_origin(Path(config.weights).expanduser(), where, config.inputs, dataset.class_names, context["fields"])
         load_weights(network, config.weights, where)
     return network
 

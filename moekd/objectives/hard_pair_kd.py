@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..distributed import masked_mean
+from ..distributed import batch_mean, world_size
 from ..errors import ConfigError
 from ..registry import Injected
 from ..routers.mixing import mixture
@@ -58,7 +58,8 @@ def difficulty_weights(
 
 def mean_one(weights_B: Tensor) -> Tensor:
     """Return the weights with mean 1 over the rows of all processes; all 1 where they are all 0."""
-    mean = masked_mean(weights_B) if len(weights_B) else weights_B.new_ones(())
+    there = len(weights_B) or world_size() > 1
+    mean = batch_mean(weights_B[:, None])[0] if there else weights_B.new_ones(())
     return torch.where(mean > 0, weights_B / mean.where(mean > 0, 1.0), torch.ones_like(weights_B))
 
 

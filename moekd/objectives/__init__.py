@@ -40,6 +40,7 @@ from .nkd import NKD, normalised_kd
 from .ofa import OneForAll, adaptive_target_loss
 from .pair_scores import PairScorer
 from .partial_ranking import PartialRanking, partial_ranking_loss
+from .prototype_ce import PrototypeCE, prototype_ce, prototype_scores
 from .ranking import Ranking, ranking
 from .regressors import make_regressor
 from .relational_kl import RelationalKL, relational_kl
@@ -47,6 +48,7 @@ from .review_kd import ReviewKD, hierarchical_context_loss
 from .rkd import RKD, rkd_angle, rkd_distance
 from .routed import RoutedKD, RoutedObjective, mixed_teacher
 from .routing import RouteOnly
+from .self_kd import SelfKD, softened_cross_entropy
 from .similarity_pair import SimilarityObjective
 from .similarity_preserving import SimilarityPreserving, similarity_loss
 from .soft_bce import SoftBCE, soft_bce
@@ -97,12 +99,14 @@ __all__ = [
     "PairwiseObjective",
     "PartialRanking",
     "PeerLearning",
+    "PrototypeCE",
     "Ranking",
     "RelationalKL",
     "ReviewKD",
     "RouteOnly",
     "RoutedKD",
     "RoutedObjective",
+    "SelfKD",
     "SimilarityObjective",
     "SimilarityPreserving",
     "SoftBCE",
@@ -143,6 +147,8 @@ __all__ = [
     "normalised_kd",
     "partial_ranking_loss",
     "permute_channels",
+    "prototype_ce",
+    "prototype_scores",
     "ranking",
     "reduce",
     "relational_kl",
@@ -154,6 +160,7 @@ __all__ = [
     "soft_bce",
     "soft_cross_entropy",
     "soft_targets",
+    "softened_cross_entropy",
     "softmax_contrastive",
     "standardise",
     "topk_kd_loss",

@@ -1,5 +1,6 @@
 """Small networks for students and teachers of the benchmarks, one family a file. They know nothing of distillation."""
 
+from .adapted_tower import AdaptedTwoTower, ResidualAdapterOptions
 from .audio_cnn import AudioCnn
 from .av_fusion_cnn import AvFusionCnn
 from .base import ENCODERS, NETWORKS, Encoder
@@ -37,6 +38,7 @@ __all__ = [
     "ENCODERS",
     "NETWORKS",
     "PRESETS",
+    "AdaptedTwoTower",
     "AudioBranchNet",
     "AudioBranchNetVggs",
     "AudioCnn",
@@ -60,6 +62,7 @@ __all__ = [
     "MlpTb",
     "MlpVb",
     "OpenClip",
+    "ResidualAdapterOptions",
     "SlotFusion",
     "SmallCnn",
     "SmallUnet",

@@ -252,16 +252,17 @@ def make_network(
         loading: how much of an outside model is made.
     """
     known = {name: dataset.fields[name] for name in config.inputs if name in dataset.fields}
+    fields = {name: vars(field) | dataset.input_recipe(name) for name, field in known.items()}
     context = {
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
-        "fields": {name: vars(field) | dataset.input_recipe(name) for name, field in known.items()},
+        "fields": fields,
         "loading": loading,
     }
     with seeded(seed, where):
         network: nn.Module = build(config.spec, NETWORKS, where=where, **context)
     if config.weights is not None and loading == "weights":
-        check_origin(Path(config.weights).expanduser(), where, config.inputs, dataset.class_names, context["fields"])
+        check_origin(Path(config.weights).expanduser(), where, config.inputs, dataset.class_names, fields)
         load_weights(network, config.weights, where)
     return network
 

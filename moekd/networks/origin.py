@@ -46,12 +46,15 @@ def check_origin(
         )
         problems.append(
             f"{where}.weights: {weights} was trained on {order}: {_some(names)}; the data set has "
-            f"{_some(class_names)}. Logits are compared class by class: bring the classes into one order, or train the model on this data set"
+            f"{_some(class_names)}. Logits are compared class by class: bring the classes into one order, or train the "
+            "model on this data set"
         )
     theirs = document.get("fields")
     for name in inputs:
         said = theirs.get(name) if isinstance(theirs, dict) else None
-        for key in PREPARATION if isinstance(said, dict) and name in fields else ():
+        if not isinstance(said, dict) or name not in fields:
+            continue
+        for key in PREPARATION:
             mine, other = _plain(fields[name].get(key)), _plain(said.get(key))
             if mine is not None and other is not None and mine != other:
                 problems.append(

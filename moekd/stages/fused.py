@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -12,6 +15,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 _FUSED = (Adam, AdamW, SGD)
 _DEVICES = ("cpu", "cuda")
+
+#: Processes that need nothing of an optimizer but its step.
+_PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
@@ -34,3 +40,15 @@ def use_fused(optimizer: AnyOptimizer) -> AnyOptimizer:
         if fits and not chosen and group.get("foreach") is None:
             group["fused"] = True
     return optimizer
+
+
+def without_wrapper(optimizer: Optimizer, accelerator: Accelerator) -> Optimizer:
+    """Return the optimizer itself where Accelerate's wrapper adds nothing to it.
+
+    Without a gradient scaler and on ordinary processes the wrapper looks for installed packages and reads signatures in
+    every step, which takes as long as a fused step of a small network.
+    """
+    if not isinstance(optimizer, AcceleratedOptimizer) or accelerator.scaler is not None:
+        return optimizer
+    inner: Optimizer = optimizer.optimizer
+    return inner if accelerator.distributed_type in _PLAIN else optimizer

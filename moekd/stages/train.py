@@ -26,7 +26,7 @@ from .base import STAGES, Stage, StageSettings
 from .context import RunData, StageContext
 from .fit_gates import fit_gates
 from .followers import Followers
-from .fused import use_fused
+from .fused import use_fused, without_wrapper
 from .grad_cache import refuse_batch_norm
 from .guard import FiniteGuard
 from .known_student import known_student
@@ -127,6 +127,7 @@ class TrainLoop:
         else:
             self.step_module = context.accelerator.prepare_model(self.module, evaluation_mode=True)
             self.optimizer = context.accelerator.prepare_optimizer(raw)
+        self.optimizer = without_wrapper(self.optimizer, context.accelerator)
         self.parameters = parameters
         self.ema: AveragedModel | None = None
         if settings.ema is not None and "student" in self.modules:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .cmkd_suite import load_suite
     from .methods import methods_suite, read_methods, write_methods
     from .performance import run_performance
+    from .reliability import run_reliability
     from .suite import MST_DISTILL, Suite, read_results, run_suite
     from .summary import summarise, write_summary
 
@@ -28,6 +29,7 @@ _HOMES = {
     "read_results": ".suite",
     "run_cmkd": ".cmkd",
     "run_performance": ".performance",
+    "run_reliability": ".reliability",
     "run_suite": ".suite",
     "summarise": ".summary",
     "write_cmkd": ".cmkd_report",
@@ -47,6 +49,7 @@ __all__ = [
     "read_results",
     "run_cmkd",
     "run_performance",
+    "run_reliability",
     "run_suite",
     "summarise",
     "write_cmkd",

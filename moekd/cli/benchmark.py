@@ -145,6 +145,24 @@ def performance(
     typer.echo(f"table: {run_performance(part or (), device, precision, rounds, quick, output)}")
 
 
+@benchmark.command("reliability")
+def reliability(
+    part: Annotated[list[str] | None, typer.Option(help="kills, saves, damage or cost; default all.")] = None,
+    kills: Annotated[int, typer.Option(min=1, help="Kills of runs, and of saves.")] = 20,
+    damages: Annotated[int, typer.Option(min=1, help="Damaged files.")] = 200,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the measurement of cost.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the moments and places.")] = 0,
+    output: OutputOption = RESULTS,
+) -> None:
+    """Runs that are killed again and again, damaged files, and what the checks cost.
+
+    Example: `moekd benchmark reliability --part damage --damages 1000`.
+    """
+    from ..benchmarks import run_reliability
+
+    typer.echo(f"table: {run_reliability(part or (), kills, damages, rounds, seed, output)}")
+
+
 def _command(suite: str, overrides: list[str] | None, **options: object) -> str:
     """Return the call, as it stands above the table that it made."""
     words = ["moekd", "benchmark", suite, *(overrides or ())]

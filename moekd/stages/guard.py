@@ -33,6 +33,7 @@ class FiniteGuard:
         self.deferred = deferred
         self._bad_step: Tensor | None = None
         self._bad_ids: Tensor | None = None
+        self._watched: tuple[Mapping[str, nn.Module] | None, list[tuple[str, nn.Parameter]]] = (None, [])
 
     def check(
         self, module: TrainingStep, loss: Tensor, batch: Batch, progress: Progress, where: str, step: int
@@ -54,15 +55,13 @@ class FiniteGuard:
         Raises:
             NonFiniteError: naming stage, step, parameters and the sample ids of the last batch.
         """
-        named = {
-            f"{name}: {key}": parameter.grad
-            for name, module in modules.items()
-            for key, parameter in module.named_parameters()
-            if parameter.grad is not None
-        }
+        if self._watched[0] is not modules:  # walking through modules costs more than the check
+            parameters = [(f"{n}: {key}", p) for n, m in modules.items() for key, p in m.named_parameters()]
+            self._watched = (modules, parameters)
+        named = {name: parameter.grad for name, parameter in self._watched[1] if parameter.grad is not None}
         if not named:
             return
-        bad = ~torch.isfinite(whole(nn.utils.get_total_norm(list(named.values()))))
+        bad = ~torch.isfinite(_size(list(named.values())))
         if self._waits(bad):
             self._note(bad, batch["id"], where, step)
         elif bool(bad):
@@ -135,6 +134,14 @@ def _of_all_processes(lines: list[str], mine: bool) -> list[str]:
     found: list[list[str]] = [[] for _ in range(world_size())]
     dist.all_gather_object(found, [f"process {rank()}: {line}" for line in lines] if mine else [])
     return [line for part in found for line in part] or lines
+
+
+def _size(gradients: list[Tensor]) -> Tensor:
+    """Return a number that is finite as long as all gradients are: their norm, or where that is slower their sum."""
+    if all(type(gradient) is Tensor and gradient.device.type == "cpu" for gradient in gradients):
+        sums = (g.sum(dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients)
+        return sum(sums, torch.zeros(()))
+    return whole(nn.utils.get_total_norm(gradients))
 
 
 def _rows(what: str, value: Tensor, batch: Batch) -> list[str]:

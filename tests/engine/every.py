@@ -58,6 +58,21 @@ TOWERS: dict[str, Any] = {
     "student": _TOWERS,
     "teachers": {"narrow": _TOWERS | {"dim": 4}, "wide": _TOWERS | {"dim": 9}},
 }
+_ENCODER = {"kind": "mlp_encoder", "hidden": [6]}
+#: A cross-encoder beside a two-tower student.
+JUDGED: dict[str, Any] = {
+    "student": _TOWERS,
+    "teachers": {
+        "judge": {
+            "kind": "matcher",
+            "inputs": ["left", "right"],
+            "image": _ENCODER | {"in_features": 8},
+            "text": _ENCODER | {"in_features": 10},
+            "width": 6,
+            "hidden": 8,
+        }
+    },
+}
 ROUTER = {"gate": "instance", "selection": {"kind": "dense"}, "combine": "loss"}
 BOTH, ALL = ["student", "router"], ["student", "teachers"]
 
@@ -84,11 +99,14 @@ EVERY: dict[str, tuple[dict[str, Any], list[str], dict[str, Any]]] = {
     "fitnets": (VECTORS, ["student"], PAIR),
     "fused_kd_ce": (VECTORS | {"router": ROUTER | {"gate": "fusion_ratio"}}, BOTH, {}),
     "gradient_kd": (TOWERS, ["student"], {}),
+    "hard_contrastive": (TOWERS, ["student"], {"k": 3}),
+    "hard_pair_kd": (TOWERS, ["student"], {"k": 3, "prefilter": 8}),
     "interactive_contrastive": (TOWERS, ["student"], {}),
     "kd": (VECTORS, ["student"], {}),
     "kd_to_student": (VECTORS | {"masks": {"kind": "feature_attention", "hidden_factor": 1}}, ["masks"], {}),
     "logit_agreement": (VECTORS, ALL, {"models": ["narrow", "wide"]}),
     "masked_student": (MAPS, ["student"], {"objective": "kd", "patch": 4}),
+    "matching": (JUDGED, ["teachers"], {"k": 2}),
     "mgdfr": (TWINS, ["student"], {"teacher": "narrow", "tap": "fc1", "partner": "twin", "rows": 16}),
     "mlld": (VECTORS, ["student"], {}),
     "momentum_contrastive": (
@@ -99,6 +117,7 @@ EVERY: dict[str, tuple[dict[str, Any], list[str], dict[str, Any]]] = {
     "mutual_kd": (VECTORS, ALL, {}),
     "nkd": (VECTORS, ["student"], {}),
     "ofa": (VECTORS, ["student"], {"student_taps": ["fc1"]}),
+    "partial_ranking": (JUDGED, ["student"], {"k": 4, "threshold": None}),
     "ranking": (TOWERS, ["student"], {"top_k": 3}),
     "relational_kl": (TOWERS, ["student"], {}),
     "review_kd": (MAPS, ["student"], {"student_taps": ["conv1"], "teacher_taps": ["conv1"]}),

@@ -56,6 +56,7 @@ def test_good_names_pass(name):
     ],
 )
 def test_bad_names_are_refused_with_the_reason(name, reason):
+    """S6: separators, NUL, long names, names that Windows reserves."""
     with pytest.raises(ConfigError, match="run name") as failure:
         atomic.safe_name(name, "run name")
     assert reason in str(failure.value)

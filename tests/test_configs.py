@@ -106,6 +106,7 @@ def test_there_are_configs() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_it_parses_to_itself(name: str) -> None:
+    """F4: every shipped config is valid."""
     raw, source = load_config(name)
     config = parse_recipe(raw, source)
     resolved = recipe_dict(config)
@@ -116,6 +117,7 @@ def test_it_parses_to_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", configs())
 def test_it_passes_the_dry_run(name: str, request: pytest.FixtureRequest) -> None:
+    """F4: and takes one step of every stage."""
     report = check(small(name, request), rows=32)
     config, _ = load_config(name)
     switched_off = sum(not stage.get("enabled", True) for stage in config["stages"])

@@ -68,6 +68,7 @@ def run_script(path: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable_script(page)], ids=lambda page: page.name)
 def test_python_in_the_docs_runs(page: Path, tmp_path: Path) -> None:
+    """F4: examples of the docs run."""
     script = tmp_path / f"{page.stem}.py"
     script.write_text(runnable_script(page))
     run_script(script, tmp_path)
@@ -80,6 +81,7 @@ def test_examples_run(example: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("place", "text"), whole_configs(), ids=[place for place, _ in whole_configs()])
 def test_configs_in_the_docs_parse(place: str, text: str, tmp_path: Path) -> None:
+    """F4: configs of the docs are valid."""
     from moekd.config import load_config, parse_recipe
 
     path = tmp_path / "config.yaml"

@@ -70,6 +70,7 @@ def test_large_models_without_data_and_weights(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_found(tmp_path: Path, old: str, new: str, message: str) -> None:
+    """F2: also for models that this machine can't hold."""
     with pytest.raises(ConfigError, match=message):
         outline(recipe(tmp_path, CONFIG.replace(old, new)))
 

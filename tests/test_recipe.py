@@ -134,6 +134,7 @@ def test_weights_are_loaded_and_checked(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    """F2, F3: taps, classes and fields that do not fit."""
     with pytest.raises(error, match=message):
         recipe_of(full(**change)).build()
 

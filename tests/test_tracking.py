@@ -51,6 +51,7 @@ def test_empty_or_only_locked_folder_is_fine(tmp_path):
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "", "nul", "a\0", "x" * 300])
 def test_unsafe_run_names_create_nothing(tmp_path, name):
+    """S6: run names that would leave the folder create nothing."""
     with pytest.raises(ConfigError, match="run name"):
         RunFolder(tmp_path / "runs", name)
     assert os.listdir(tmp_path) == []
@@ -78,6 +79,7 @@ def test_config_round_trip(tmp_path):
 
 
 def test_environment_names_versions_and_never_variables(tmp_path, monkeypatch):
+    """S9: the description of the machine has no variables."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
     monkeypatch.setattr(sys, "argv", ["moekd", "token=hf_secret_value"])
     run = RunFolder(tmp_path, "a")
@@ -210,6 +212,7 @@ def test_tracking_changes_no_random_number(tmp_path):
 
 
 def test_unknown_and_missing_trackers(tmp_path, monkeypatch):
+    """F5: a missing package is named with how to install it."""
     run = RunFolder(tmp_path, "a")
     with pytest.raises(ConfigError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"):
         Trackers(Accelerator(cpu=True), ["tensorbord"], run)

@@ -64,6 +64,7 @@ def test_rows_that_are_the_same_are_stored_once_and_exactly(kind: str) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 40), st.integers(1, 12), st.integers(0, 99), st.sampled_from([1.0, 0.5, 4.0]))
 def test_top_k_keeps_the_largest_and_the_mass_of_the_rest(classes: int, k: int, seed: int, temperature: float) -> None:
+    """K6: the largest values are exact, the tail's mass is kept."""
     logits = drawn(4, (classes,), seed)
     found = back(Codec("top_k", k, temperature), logits)
     top = logits.topk(min(k, classes), dim=1).indices
@@ -92,7 +93,7 @@ def test_sampled_probabilities_are_near(classes: int, k: int, seed: int, tempera
 
 @pytest.mark.parametrize("k", [1, 3, 8])
 def test_sampled_probabilities_are_unbiased(k: int) -> None:
-    """The mean over 10,000 rows of draws is the distribution, within five standard errors, which are at most
+    """K6: the mean over 10,000 rows of draws is the distribution, within five standard errors, which are at most
     sqrt(p (1 - p) / (10,000 k))."""
     rows, classes = 10_000, 11
     logits_C = drawn(1, (classes,), 4, size=1.5)[0]
@@ -107,7 +108,7 @@ def test_sampled_probabilities_are_unbiased(k: int) -> None:
 
 
 def test_the_gradient_of_a_loss_on_samples_is_unbiased() -> None:
-    """KL divergence and cross-entropy have the gradient softmax(student) - p' at T = 1, linear in p'."""
+    """K6: kL divergence and cross-entropy have the gradient softmax(student) - p' at T = 1, linear in p'."""
     rows = 4000
     teacher, student = drawn(1, (6,), 1)[0], drawn(1, (6,), 2)[0].requires_grad_()
     found = back(Codec("sampled", 2), teacher.expand(rows, -1) + torch.arange(rows)[:, None] * 1e-6, seed=9)

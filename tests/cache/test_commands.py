@@ -72,6 +72,7 @@ def test_a_damaged_shard_is_named(config: Path, tmp_path: Path) -> None:
 
 
 def test_what_teachers_say_now_is_compared(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K2: random rows are computed again and compared."""
     run_moekd("cache", "build", config, "-q")
     plan = recipe_of(configured(tmp_path))
     assert max(recheck_caches(plan).values()) < 1e-5
@@ -123,6 +124,7 @@ def test_what_is_there_but_no_table(tmp_path: Path) -> None:
 
 
 def test_a_missing_signal_can_be_an_error(tmp_path: Path) -> None:
+    """K5: a missing signal raises or is computed."""
     raw = configured(tmp_path)
     raw["cache"]["missing"] = "raise"
     with pytest.raises(DataError, match=r"does not hold the .* of teacher 'narrow' on 'train'; fill it with"):

@@ -72,6 +72,7 @@ def test_a_table_for_each_signal_and_variant(tmp_path: Path) -> None:
 
 
 def test_only_what_is_missing_is_computed(tmp_path: Path) -> None:
+    """K5: only what is missing is computed."""
     split, pool = split_of(), pool_of()
     through(tmp_path, pass_of(pool, split, variants=["b"], needs=LOGITS))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
@@ -98,6 +99,7 @@ def test_only_what_is_missing_is_computed(tmp_path: Path) -> None:
 def test_what_is_not_the_same_is_kept_apart_or_refused_by_name(
     tmp_path: Path, other: dict[str, Any], field: str
 ) -> None:
+    """K1: other weights, data, inputs or codecs are refused with the differing field."""
     teachers = pass_of(variants=["a"], needs=LOGITS)
     through(tmp_path, teachers)
     outside = {key: other[key] for key in other if key in ("data", "codec")}
@@ -120,6 +122,7 @@ def test_a_mask_is_part_of_a_variant(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
+    """K1: a table of something else."""
     teachers = pass_of(variants=["a"], needs=LOGITS)
     through(tmp_path, teachers)
     (folder,) = tables(tmp_path)
@@ -155,6 +158,7 @@ DAMAGE = {
 def test_damage_is_noticed_and_repaired(
     tmp_path: Path, damage: Any, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """K3: damaged, cut and deleted files."""
     teachers = pass_of(variants=["a", "b"], needs=LOGITS)
     batch = all_rows(teachers)
     fresh = through(tmp_path, teachers)(batch)
@@ -173,6 +177,7 @@ def test_damage_is_noticed_and_repaired(
 
 @pytest.mark.parametrize("place", [i / 16 for i in range(17)])
 def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path, place: float) -> None:
+    """K3: one bit anywhere in a shard."""
     teachers = pass_of(variants=["b"], needs=LOGITS)
     through(tmp_path, teachers)
     table = Table.open(tables(tmp_path)[0])
@@ -246,6 +251,7 @@ def _fill_once(folder: str, barrier: Any, results: Any) -> None:
 
 
 def test_processes_that_want_the_same_at_the_same_time(tmp_path: Path) -> None:
+    """K4: two writers."""
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(3), context.Queue()
     processes = [context.Process(target=_fill_once, args=(str(tmp_path), barrier, results)) for _ in range(3)]
@@ -273,6 +279,7 @@ def _fill_slowly(folder: str) -> None:
 
 
 def test_a_killed_fill_goes_on(tmp_path: Path) -> None:
+    """K2: a fill that was killed goes on without computing a row twice."""
     process = multiprocessing.get_context("fork").Process(target=_fill_slowly, args=(str(tmp_path),))
     process.start()
     end = time.monotonic() + 60

@@ -47,6 +47,7 @@ def assert_five(lines: list[str]) -> None:
 
 @pytest.mark.parametrize("command", ["distill", "check"])
 def test_five_mistakes_are_five_lines(moekd, write, command: str, tmp_path: Path) -> None:
+    """F1: five mistakes of a config are five lines and exit code 2."""
     options = ["--runs", tmp_path / "runs"] if command == "distill" else []
     said = moekd(command, write(five_mistakes()), *options)
     assert (said.code, said.out) == (CONFIG, "")
@@ -55,6 +56,7 @@ def test_five_mistakes_are_five_lines(moekd, write, command: str, tmp_path: Path
 
 
 def test_five_mistakes_in_a_real_process(write) -> None:
+    """F1: also in a process of its own."""
     process = start(["check", write(five_mistakes())])
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (CONFIG, "")
@@ -131,6 +133,7 @@ STAGES = {
 
 @pytest.mark.parametrize("name", [*BUILT, *STAGES])
 def test_mistakes_are_found_before_the_first_step(moekd, write, name: str, tmp_path: Path) -> None:
+    """F2, F3, F5, F6: what only data and networks can tell is told by `check`, and before any step of `distill`."""
     raw = simple(**BUILT[name][0]) if name in BUILT else simple(STAGES[name][0])
     parts = {**BUILT, **STAGES}[name][1]
     for command in ("check", "distill"):
@@ -144,6 +147,7 @@ def test_mistakes_are_found_before_the_first_step(moekd, write, name: str, tmp_p
 
 
 def test_mistakes_of_several_stages_are_told_at_once(moekd, write) -> None:
+    """F1: mistakes of several stages come together."""
     raw = full()
     raw["stages"][1]["monitor"] = {"metric": "accuracy", "mode": "max"}
     raw["stages"][2]["monitor"] = {"metric": "kd", "mode": "min"}
@@ -165,6 +169,7 @@ def test_mistakes_of_several_stages_are_told_at_once(moekd, write) -> None:
     ],
 )
 def test_unreadable_files(moekd, tmp_path: Path, content: bytes, part: str, monkeypatch) -> None:
+    """F1, S1: empty, binary, tabs, a list, a key twice, a tag that would run code."""
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "broken.yaml"
     file.write_bytes(content)
@@ -194,6 +199,7 @@ def test_bad_overrides(moekd, write, override: str) -> None:
 
 @pytest.mark.parametrize("name", ["../escaped", "a/b", "", ".hidden", "nul", "x" * 300, "a\nb"])
 def test_bad_run_names(moekd, write, name: str, tmp_path: Path) -> None:
+    """S6: run names that would leave the folder."""
     said = moekd("distill", write(simple()), "--runs", tmp_path / "runs", "--name", name)
     assert said.code == CONFIG, said
     assert "run name" in said.err

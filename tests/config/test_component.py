@@ -143,6 +143,7 @@ def test_bare_name_is_a_component_without_options(kit):
 @pytest.mark.parametrize("kind", ["os.system", "../kd", "a\\b", "C:kd", "torch.nn:Linear"])
 @pytest.mark.parametrize("form", [lambda kind: kind, lambda kind: {"kind": kind}])
 def test_paths_are_no_kinds(kit, kind, form):
+    """S2: dotted paths and file paths are no names of kinds."""
     _, problems = check(kit["objectives"], form(kind))
     assert len(problems) == 1
     assert problems[0].startswith("x.kind: ")

@@ -77,6 +77,7 @@ def check_recipe(raw, kit):
 @settings(max_examples=100, deadline=None)
 @given(raw=st.dictionaries(st.sampled_from(SECTIONS), VALUES, max_size=8))
 def test_any_mapping(kit, raw):
+    """F1, S1: any mapping gives a recipe or a ConfigError."""
     check_recipe(raw, kit)
 
 
@@ -103,6 +104,7 @@ def test_valid_recipe_with_changes(kit, base_raw, data):
 @settings(max_examples=300, deadline=None)
 @given(text=YAML_TEXT)
 def test_any_text(kit, text):
+    """F1, S1: any text."""
     raw, problems = outcome(lambda: parse_yaml(text, "x.yaml"))
     assert problems is None or problems
     if problems is None:
@@ -112,6 +114,7 @@ def test_any_text(kit, text):
 @settings(max_examples=100, deadline=None)
 @given(content=st.binary(max_size=80) | YAML_TEXT.map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_file(tmp_path_factory, content):
+    """F1, S1: any bytes."""
     path = tmp_path_factory.mktemp("fuzz") / "a.yaml"
     path.write_bytes(content)
     loaded, problems = outcome(lambda: load_config(str(path)))

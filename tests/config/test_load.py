@@ -117,6 +117,7 @@ def test_extends_a_shipped_config(folder, shipped):
     ],
 )
 def test_refused_extends(folder, shipped, value, words):
+    """S6: `extends` can't leave its folder."""
     root = folder(
         sub__base="a: 1",
         base="a: 1",

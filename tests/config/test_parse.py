@@ -53,6 +53,7 @@ def test_stage_kinds_have_options_of_their_own(raw, kit):
 
 
 def test_five_mistakes_give_five_lines(raw, kit):
+    """F1: all at once."""
     raw["stages"][2]["objectives"][1]["temperatur"] = 3.0
     raw["data"]["batch_size"] = "128"
     del raw["student"]["inputs"]
@@ -196,6 +197,7 @@ def test_five_mistakes_give_five_lines(raw, kit):
     ],
 )
 def test_mistake_is_named_with_its_path(raw, kit, path, value, line):
+    """F1, F6: each mistake is one line with path and suggestion."""
     parent, key = at(raw, path)
     parent[key] = value
     found = mistakes(raw, kit)

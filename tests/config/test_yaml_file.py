@@ -52,6 +52,7 @@ def refusal(text: str) -> list[str]:
 
 
 def test_every_duplicated_key_is_named():
+    """F1: a key that occurs twice is no silent choice."""
     assert refusal("a: 1\nb: {c: 1, c: 2}\na: 3\n") == [
         "x.yaml: line 3: key 'a' occurs twice, first on line 1",
         "x.yaml: line 2: key 'c' occurs twice, first on line 2",
@@ -60,6 +61,7 @@ def test_every_duplicated_key_is_named():
 
 @pytest.mark.parametrize("text", ["a:\n\tb: 1\n", "a:\n  b: 1\n\tc: 2\n", "stages:\n\t- name: x\n"])
 def test_tab_indentation_is_named_with_its_line(text):
+    """F1: tabs are named with their line."""
     line = 1 + next(i for i, row in enumerate(text.splitlines()) if row.startswith("\t"))
     assert refusal(text) == [f"x.yaml: line {line}: a tab at the start of the line; YAML is indented with spaces"]
 
@@ -77,6 +79,7 @@ def test_tab_indentation_is_named_with_its_line(text):
     ],
 )
 def test_tags_are_refused_and_nothing_runs(tag, tmp_path):
+    """S1: no tag makes an object."""
     canary = tmp_path / "canary"
     problems = refusal(f"a: {tag.format(canary=canary)}\n")
     assert len(problems) == 1
@@ -146,6 +149,7 @@ def read(path):
     ],
 )
 def test_unusable_files(tmp_path, content, reason):
+    """F1: files that are no YAML mappings."""
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     assert read(path).startswith(reason)

@@ -51,6 +51,7 @@ def test_missing_columns_are_all_named(tmp_path):
     ],
 )
 def test_wrong_labels(tmp_path, labels, classes, message):
+    """D2: labels out of range or of another type."""
     with pytest.raises(DataError, match=message):
         files(tmp_path, table(tmp_path, count=4, label=labels), classes=classes)
 
@@ -121,6 +122,7 @@ def pictures(tmp_path):
 
 
 def test_bad_media_name_file_and_row(pictures):
+    """D1: a damaged, missing or nameless picture is told with file and row."""
     train = pictures.splits["train"]
     for row, message in [
         (3, r"t.parquet row 3, 3.png\): field 'image': .*3.png can't be decoded as an image"),
@@ -132,6 +134,7 @@ def test_bad_media_name_file_and_row(pictures):
 
 
 def test_bad_media_follow_the_policy(pictures):
+    """D1: bad pictures follow the policy."""
     train = pictures.splits["train"]
     skipped = with_policy(train, "skip", 0.5)
     seen = [i for batch in make_loader(skipped, 5, shuffle=False) for i in batch["id"].tolist()]
@@ -145,6 +148,7 @@ def test_bad_media_follow_the_policy(pictures):
 
 
 def test_a_field_that_no_row_has(tmp_path):
+    """D1, D4: a field that no row has."""
     path = table(tmp_path, picture=["absent.png"] * 20)
     data = files(tmp_path, path, fields={"image": ImageField(8, "picture")})
     with pytest.raises(
@@ -154,6 +158,7 @@ def test_a_field_that_no_row_has(tmp_path):
 
 
 def test_vectors_of_another_length(tmp_path):
+    """D1: a value of another shape."""
     path = table(tmp_path, count=6, v=[[1.0, 2.0]] * 5 + [[1.0]], part=["train", "val", "test"] * 2)
     data = files(tmp_path, path, split="part", fields={"v": VectorField()})
     with pytest.raises(DataError, match=r"row 5\): field 'v': shape \(1,\) differs from that of the first row, \(2,\)"):

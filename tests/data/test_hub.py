@@ -117,6 +117,7 @@ def test_mistakes_say_what_to_do(folder, tmp_path):
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:8]])
 def test_a_name_on_the_hub_needs_a_commit(tmp_path, revision):
+    """S7: branches and tags can move."""
     with pytest.raises(DataError, match=r"name the commit \(40 hex digits"):
         open_set("me/birds", tmp_path, revision=revision)
 

@@ -38,6 +38,7 @@ def test_a_loader_leaves_the_global_generators_alone(small_split):
 
 
 def test_every_sample_once_and_last_batch_kept(small_split):
+    """D2, R8: the last partial batch is kept."""
     batches = ids_of(make_loader(small_split, 10, shuffle=True))
     assert [len(batch) for batch in batches] == [10] * 10 + [3]
     assert sorted(flat(batches)) == small_split.ids.tolist()
@@ -76,6 +77,7 @@ def test_one_call_reads_a_batch(small_split):
 
 
 def test_impossible_plans_are_refused():
+    """D2: fewer rows than processes."""
     with pytest.raises(DataError, match="rank 2 is not one of 2"):
         BatchPlan(10, 4, shuffle=False, rank=2, world=2)
     with pytest.raises(DataError, match="batch_size is 1"):

@@ -37,11 +37,13 @@ class Unreadable(Split):
 
 
 def test_raise_names_sample_and_path(damaged):
+    """D1: the message has id and path."""
     with pytest.raises(DataError, match=r"bad sample 1003 .*sample_3.bin.*field 'x' holds NaN or infinite"):
         with_policy(damaged, "raise").__getitems__([1, 2, 3])
 
 
 def test_skip_leaves_the_row_out(damaged):
+    """D1: skipped rows leave smaller batches, counted."""
     split = with_policy(damaged, "skip", max_bad_fraction=0.1)
     batches = list(make_loader(split, 20, shuffle=False))
     assert [len(batch["id"]) for batch in batches] == [19, 20, 18, 20, 20, 3]
@@ -52,6 +54,7 @@ def test_skip_leaves_the_row_out(damaged):
 
 
 def test_substitute_is_deterministic_and_keeps_the_batch_size(damaged):
+    """D1: a substitute is always the same row."""
     split = with_policy(damaged, "substitute", max_bad_fraction=0.1)
     batch = split.__getitems__([2, 3, 4, 40])
     assert batch["x"].shape == (4, 3)
@@ -64,6 +67,7 @@ def test_substitute_is_deterministic_and_keeps_the_batch_size(damaged):
 
 
 def test_unreadable_and_non_finite_rows_together(damaged):
+    """D1: unreadable rows and NaN in one batch."""
     split = with_policy(Unreadable(damaged, {2, 5}), "skip", max_bad_fraction=0.1)
     assert split.__getitems__([1, 2, 3, 4, 5, 6])["id"].tolist() == [1001, 1004, 1006]
     assert split.bad_count == 3
@@ -72,6 +76,7 @@ def test_unreadable_and_non_finite_rows_together(damaged):
 
 
 def test_too_many_bad_samples_stop_the_run(damaged):
+    """D1: more than the declared fraction stops the run."""
     split = with_policy(damaged, "skip", max_bad_fraction=0.02)
     with pytest.raises(DataError, match=r"3 bad samples in split 'train' of 103 rows, more than max_bad_fraction 0.02"):
         list(make_loader(split, 20, shuffle=False))
@@ -85,6 +90,7 @@ def test_a_bad_sample_is_counted_once(damaged):
 
 
 def test_workers_count_together(damaged):
+    """D1: worker processes count into one counter."""
     split = with_policy(damaged, "skip", max_bad_fraction=0.1)
     list(make_loader(split, 10, shuffle=False, num_workers=2, timeout=60))
     assert split.bad_count == 3

@@ -127,6 +127,7 @@ def test_files_of_others_are_left_alone(server, tmp_path):
 
 
 def test_a_file_that_changed_on_the_server_is_refused(server, tmp_path):
+    """D2: a shard that is another one than at first."""
     (server.folder / "a.tar").write_bytes(b"old")
     path = cache(tmp_path).path(f"{server.address}/a.tar")
     path.unlink()
@@ -141,6 +142,7 @@ def test_a_file_that_changed_on_the_server_is_refused(server, tmp_path):
     [("missing.tar", "404", 1), ("broken.tar", "503", 3), ("cut.tar", "broke off after 10 of 1000 bytes", 3)],
 )
 def test_failures_leave_nothing_behind(server, tmp_path, name, message, tries):
+    """D2, S5: a shard that can't be had, or is larger than allowed, leaves nothing."""
     with pytest.raises(DataError, match=message):
         cache(tmp_path).path(f"{server.address}/{name}")
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
@@ -148,6 +150,7 @@ def test_failures_leave_nothing_behind(server, tmp_path, name, message, tries):
 
 
 def test_unsafe_addresses_are_refused(server, tmp_path):
+    """S8: only https, also after a redirect."""
     with pytest.raises(DataError, match=r"http://example.org/file.tar: expected https"):
         cache(tmp_path).path(f"{server.address}/away.tar")
     with pytest.raises(DataError, match="expected https"):
@@ -159,6 +162,7 @@ def test_unsafe_addresses_are_refused(server, tmp_path):
 
 
 def test_no_connection_says_so(server, tmp_path):
+    """S8: without a network the message says so."""
     server.shutdown()
     server.server_close()
     with pytest.raises(DataError, match="is this machine offline"):
@@ -166,6 +170,7 @@ def test_no_connection_says_so(server, tmp_path):
 
 
 def test_hub_addresses_name_a_commit():
+    """S7: data of the hub are named with a commit."""
     commit = "0123456789abcdef" * 2 + "01234567"
     assert split_hub_address(f"hf://datasets/me/birds@{commit}/a/b.tar") == ("me/birds", commit, "a/b.tar")
     with pytest.raises(DataError, match=r"40 hex digits.*'main'"):

@@ -52,6 +52,7 @@ def special(path, **facts):
     ],
 )
 def test_unsafe_members_are_refused(tmp_path, facts, message):
+    """S5: links, devices, paths that leave the folder, huge members; nothing is unpacked."""
     with pytest.raises(DataError, match=message):
         index(special(tmp_path / "bad.tar", **facts), largest=2000)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.tar"], "nothing was kept"
@@ -77,6 +78,7 @@ def test_members_of_a_sample_follow_each_other(tmp_path):
 
 
 def test_cut_compressed_empty_and_other_files_are_refused(tmp_path):
+    """D2, S5: cut, compressed and empty archives."""
     whole = write_tar(tmp_path / "a.tar", {f"{n}": {"txt": b"x" * 700} for n in range(5)}).read_bytes()
     path = tmp_path / "b.tar"
     # a sample takes 512 bytes for its header and 1,024 for its content
@@ -100,6 +102,7 @@ def test_cut_compressed_empty_and_other_files_are_refused(tmp_path):
 
 
 def test_a_smaller_limit_is_checked_again(tmp_path):
+    """S5: the limit counts for an index that was kept, too."""
     path = write_tar(tmp_path / "a.tar", {"1": {"txt": b"x" * 700}})
     assert index(path).rows == 1
     with pytest.raises(DataError, match="700 bytes, more than 500"):

@@ -130,6 +130,7 @@ def test_a_labelled_test_split_beside_training_files_without_labels(tmp_path):
 
 
 def test_bad_samples_follow_the_policy(tmp_path):
+    """D1, D4: damaged and missing members follow the policy."""
     samples = {f"{number}": sample(number) for number in range(8)}
     samples["2"]["png"] = b"no picture"
     samples["4"]["json"] = b"{cut"
@@ -169,6 +170,7 @@ def test_the_index_is_kept_and_made_anew_when_the_file_changes(tmp_path):
 
 
 def test_a_file_that_changes_or_vanishes_during_a_run_is_noticed(tmp_path):
+    """D2: a shard that vanishes is named."""
     path = write_tar(tmp_path / "a.tar", {f"{n}": sample(n) for n in range(8)})
     data = open_set(tmp_path, split={"train": "a.tar", "val": 0.25, "test": 0.25})
     split = data.splits["train"]

@@ -154,6 +154,7 @@ def hooks(module: nn.Module) -> int:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_teachers_and_masks_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """N5: teachers are bit-equal after training, get no gradient and stay in eval mode."""
     states: list[dict[str, torch.Tensor]] = []
     counts: list[int] = []
 

@@ -150,6 +150,8 @@ def test_schedulers_step_once_an_optimizer_step(tmp_path: Path) -> None:
 
 
 def test_bf16_trains_close_to_float32(tmp_path: Path) -> None:
+    """N7: a whole run under bf16."""
+
     def precision(kind: str) -> dict[str, Any]:
         raw = full(baselines={})
         raw["student"]["dropout"] = 0.0
@@ -164,6 +166,7 @@ def test_bf16_trains_close_to_float32(tmp_path: Path) -> None:
 
 
 def test_fp16_on_a_cpu_is_a_mistake_of_the_config(tmp_path: Path) -> None:
+    """F5: a precision that the machine does not have."""
     raw = simple()
     raw["trainer"]["mixed_precision"] = "fp16"
     with pytest.raises(ConfigError, match=r"trainer.mixed_precision: 'fp16' can't be used here"):
@@ -174,6 +177,7 @@ def test_fp16_on_a_cpu_is_a_mistake_of_the_config(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_missing_gpu_is_a_mistake_of_the_config(tmp_path: Path) -> None:
+    """F5: a GPU that is not there."""
     raw = simple()
     raw["trainer"]["device"] = "cuda"
     with pytest.raises(ConfigError, match="no usable GPU; use auto or cpu"):
@@ -315,6 +319,7 @@ SMALL = {
 
 @pytest.mark.parametrize("raw", SMALL.values(), ids=SMALL)
 def test_degenerate_runs_stay_finite(tmp_path: Path, raw: dict[str, Any]) -> None:
+    """N3: whole runs on degenerate data."""
     raw["stages"] = [stage | {"epochs": 1} for stage in raw["stages"]]
     run = train(raw, tmp_path)
     assert all(bool(torch.isfinite(value).all()) for value in run.weights().values())

@@ -189,6 +189,7 @@ def test_only_the_student_is_in_the_files(tmp_path):
 
 
 def test_files_hold_no_local_paths_and_no_environment(tmp_path, monkeypatch):
+    """S9: no paths of this machine, no tokens."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
     model, config = make_student()
     folder = export_student(model, config, tmp_path / "student")
@@ -204,6 +205,7 @@ def test_files_hold_no_local_paths_and_no_environment(tmp_path, monkeypatch):
 
 
 def test_program_holds_no_pickle(tmp_path):
+    """S3: an exported program holds raw tensors and JSON."""
     model, config = make_student()
     path = export_student(model, config, tmp_path / "student") / "student.pt2"
     check_program(path)
@@ -220,6 +222,7 @@ def test_program_holds_no_pickle(tmp_path):
     ["x/data/sample_inputs/model.pt", "x/data/weights/weight_0.pkl", "x/data/aotinductor/model/a.so", "x/../evil"],
 )
 def test_foreign_program_entries_are_noticed(tmp_path, entry):
+    """S3: pickled, compiled or unknown entries."""
     path = tmp_path / "student.pt2"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(entry, pickle.dumps({"a": 1}))
@@ -329,6 +332,7 @@ def test_bad_descriptions_are_refused(tmp_path, content, error, message):
 
 @pytest.mark.parametrize("kind", ["os.system", "lenet6", "../lenet5", ""])
 def test_only_registered_networks_are_built(tmp_path, kind):
+    """S2: a description names kinds of the registry only."""
     model, config = make_student()
     folder = export_student(model, config, tmp_path / "s", program=False)
     document = json.loads((folder / "config.json").read_text())
@@ -349,6 +353,7 @@ def test_network_that_does_not_take_the_weights_is_an_error_at_export(tmp_path):
 
 
 def test_card_escapes_what_came_from_outside(tmp_path):
+    """S9: names in a card can't form markup."""
     model, config = make_student()
     names = ["<script>alert(1)</script>", "a|b", *config["class_names"][2:]]
     config = {**config, "class_names": names, "title": "x\n# y <img>", "facts": {"accuracy": 0.5}}

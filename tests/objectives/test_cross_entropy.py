@@ -82,6 +82,7 @@ def test_labels_of_unlabelled_rows_do_not_matter() -> None:
 
 
 def test_batch_without_labels_gives_zero_and_finite_gradients() -> None:
+    """N3: no row has a label."""
     student = make_student()
     step = make_step(make_pool(masked=False), batch=make_batch(3, labelled=[False] * 3), student=student)
     loss = reduce(CrossEntropy()(step)["cross_entropy/student"])

@@ -77,6 +77,7 @@ def test_a_cut_run_goes_on_with_its_memory_banks(tmp_path: Path, monkeypatch: py
 
 
 def test_taps_that_do_not_exist_are_named() -> None:
+    """F2, F6: an objective that needs a tap which nobody provides."""
     with pytest.raises(ConfigError, match=r"stages\.learn\.objectives\[1\].*'fc2' is no tap of the teacher 'narrow'"):
         recipe_of(recipe({"kind": "fitnets", "student_tap": "fc1", "teacher_tap": "fc2", "teacher": "narrow"})).build()
     with pytest.raises(ConfigError, match=r"objectives\[1\].*'fc9' is no tap of the student; name it under its 'taps'"):

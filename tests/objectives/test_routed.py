@@ -72,6 +72,7 @@ def test_mixed_teacher_of_dense_logits() -> None:
 
 @pytest.mark.parametrize("mix", ["probs", "logits"])
 def test_mixed_teacher_with_weights_of_zero_and_extreme_logits(mix: str) -> None:
+    """N3, N4: rows whose weights are 0."""
     logits = (torch.tensor([[[1e4, -1e4], [-1e4, 1e4]], [[3.0, 1.0], [0.0, 2.0]]])).requires_grad_()
     weights = torch.tensor([[0.0, 1.0], [1.0, 0.0]], requires_grad=True)
     mixed = mixed_teacher(logits, weights, mix, 0.5).logits

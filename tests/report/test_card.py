@@ -64,6 +64,7 @@ def test_unfinished_run_has_a_card(tmp_path):
 
 
 def test_text_can_not_form_markup(tmp_path):
+    """S9: nor in the card of a run."""
     title = "x\n# [a](http://evil.example) <img src=x> www.evil.example | me@evil.example `code` **b** ---"
     run = write_example_run(tmp_path / "run", title=title, classes=["[b](http://x.y)", "<i>"])
     body = model_card(run).split("---\n", 2)[2]

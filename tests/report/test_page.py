@@ -112,6 +112,7 @@ def test_page_is_self_contained_and_accessible(tmp_path, options, expected):
 
 
 def test_names_are_escaped(tmp_path):
+    """S9: names in a page can't form markup."""
     run = write_example_run(tmp_path / "run", title=EVIL, classes=[EVIL, "_", "$", ""])
     results = json.loads((run / "results.json").read_text())
     for models in results["test"].values():

@@ -26,6 +26,7 @@ def steps(alarm: CollapseAlarm, *rows: list[float]) -> int:
 
 
 def test_counts_steps_in_a_row_for_the_same_teacher() -> None:
+    """N6: steps in a row count."""
     alarm = CollapseAlarm(share=0.9)
     assert steps(alarm, [91.0, 9.0, 0.0], [100.0, 0.0, 0.0]) == 2
     assert steps(alarm, [0.0, 100.0, 0.0]) == 1
@@ -70,6 +71,7 @@ def test_one_teacher_is_no_collapse() -> None:
 
 
 def test_speaks_once_a_collapse(caplog: pytest.LogCaptureFixture) -> None:
+    """N6: the alarm names the teacher that takes nearly all rows."""
     alarm = CollapseAlarm(steps=2)
     with caplog.at_level(logging.WARNING):
         steps(alarm, [0.0, 6.0, 0.0])

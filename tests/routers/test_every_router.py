@@ -90,6 +90,7 @@ ARMS = {name: arm for name, arm in example_routers(4).items() if arm["gate"]["ki
 def test_weights_are_finite_and_add_up(
     gate_kind: str, selection_kind: str, rows: int, teachers: int, scale: float, seed: int
 ) -> None:
+    """N3, N4, N6: weights of every gate and selection are finite and add up to 1, at extreme scores too."""
     torch.manual_seed(seed)
     gate, selection = make("gate", gate_kind, teachers), make("selection", selection_kind, teachers)
     if gate.admits is not None and (selection.k or 0) > gate.admits:

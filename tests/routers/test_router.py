@@ -49,6 +49,7 @@ def test_routing_holds_what_was_decided() -> None:
 
 
 def test_select_gives_the_gate_no_gradient_from_distillation() -> None:
+    """N6: no gradient on undeclared paths."""
     pool, student, router = make_pool("fusion", "vectors"), make_student(), make_router(4)
     for parameter in pool.parameters():
         parameter.requires_grad_(True)
@@ -61,6 +62,7 @@ def test_select_gives_the_gate_no_gradient_from_distillation() -> None:
 @pytest.mark.parametrize("k", [2, None])
 @pytest.mark.parametrize("combine", ["loss", "target"])
 def test_weights_that_count_give_the_gate_a_gradient_and_teachers_none(combine: str, k: int | None) -> None:
+    """N5, N6: the declared path, and none to teachers."""
     for variants in (None, []):
         pool, router = strangers(3), make_router(3, k=k, combine=combine)
         for name in pool.names:
@@ -74,6 +76,7 @@ def test_weights_that_count_give_the_gate_a_gradient_and_teachers_none(combine: 
 @pytest.mark.parametrize("signal", ["aux_only", "none"])
 @pytest.mark.parametrize("combine", ["loss", "target"])
 def test_other_signals_cut_that_gradient(combine: str, signal: str) -> None:
+    """N6: another signal cuts it."""
     router = make_router(3, k=None, combine=combine, signal=signal)
     RoutedKD()(make_step(strangers(3), router))["routed_kd"].mean().backward()
     assert gradients(router) == [None] * 4
@@ -187,6 +190,7 @@ def test_autocast_computes_probabilities_in_float32() -> None:
 
 
 def test_one_row_is_enough() -> None:
+    """N3: a batch of one row."""
     for options in ({"k": 1}, {"k": None, "combine": "target"}, {"k": 3, "combine": "loss"}):
         router = make_router(3, balance=[KLToUniform(), CoefficientOfVariation()], **options)
         step = make_step(strangers(3), router, batch=make_batch(1))

@@ -24,6 +24,7 @@ from ..builders import (
 @pytest.mark.parametrize("sharing", ["prefix", "replicate"])
 @pytest.mark.parametrize("stacking", ["independent", "cumulative"])
 def test_gradient_reaches_the_own_mask_alone_and_no_teacher(stacking: str, sharing: str) -> None:
+    """N5: masks learn, teachers do not."""
     pool = make_pool("fusion", "maps", mask_stacking=stacking, sharing=sharing)
     pool.masks.requires_grad_(True)
     pool.masks_train = True

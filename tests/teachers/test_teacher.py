@@ -13,6 +13,7 @@ from ..builders import Fusion, Maps, Vectors, make_batch, make_teacher, randomis
 
 
 def test_frozen_from_the_start_and_after_train() -> None:
+    """N5: frozen, and in eval mode whatever the parent does."""
     teacher = make_teacher("maps", "maps")
     teacher.train()
     assert not any(module.training for module in teacher.modules())

@@ -15,6 +15,7 @@ from ..model import Batch
 from ..signals import PoolSignals
 from .codecs import Codec, Encoded
 from .column import Column
+from .exchange import fill_together
 from .fill import Wanted, fill, shard_rows
 from .needs import LOGITS, joined
 from .settings import CacheSettings
@@ -111,12 +112,15 @@ class SignalCache:
             del signals[LOGITS]
 
 
-def cache_in_memory(teachers: TeacherPass, settings: CacheSettings | None = None) -> SignalCache:
+def cache_in_memory(
+    teachers: TeacherPass, settings: CacheSettings | None = None, together: bool = False
+) -> SignalCache:
     """Run the teachers once over all samples and keep what they say in memory.
 
     Args:
         teachers: what to run.
         settings: codecs; exact without.
+        together: share the work out over the processes, all of which have to call this; else each does all of it.
     """
     settings = settings or CacheSettings()
     views, total = teachers.views, len(teachers.split)
@@ -135,7 +139,7 @@ def cache_in_memory(teachers: TeacherPass, settings: CacheSettings | None = None
         found[item.variant, item.signal][index] = codec.encode(values, seed=index)
         known_N[index * item.size : index * item.size + len(known)] |= known
 
-    fill(teachers, wanted, keep)
+    (fill_together if together else fill)(teachers, wanted, keep)
     columns: dict[str, dict[str, Column]] = {name: {} for name in teachers.variants}
     for item in wanted:
         segments = found.pop((item.variant, item.signal))

@@ -21,6 +21,7 @@ from ..cache import (
     cache_in_memory,
     why_not_cached,
 )
+from ..distributed import world_size
 from ..errors import ConfigError
 from ..objectives import Objective
 from ..objectives.inputs import TapPair
@@ -126,7 +127,7 @@ def build_cache(context: StageContext, settings: StageSettings, plan: TeacherPla
     context.progress.start(f"{settings.name}: teachers' signals", len(teachers.split))
     store = context.disk if plan.place == "disk" else context.store
     if store is None:
-        cache = cache_in_memory(teachers, context.cache)
+        cache = cache_in_memory(teachers, context.cache, together=world_size() > 1)
     else:
         cache = store.cache(teachers, mapped=plan.place == "disk")
     context.progress.finish()
@@ -238,7 +239,8 @@ def _said(
     words = ", ".join(sorted(codecs or {context.cache.codec}))
     views = f", {teachers.views} views a sample" if teachers.views > 1 else ""
     size = f"{cache.nbytes / 1e6:.1f} MB ({words})"
-    return f"{plan.needs} of {len(plan.variants)} teachers cached {where}, {size}{views}"
+    who = f"; each of {world_size()} processes ran them on its share" if store is None and world_size() > 1 else ""
+    return f"{plan.needs} of {len(plan.variants)} teachers cached {where}, {size}{views}{who}"
 
 
 def _routes_rows_first(models: Models, router: Router, wanted: list[str], settings: StageSettings) -> bool:

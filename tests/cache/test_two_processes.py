@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.test_distributed import CROSS_ENTROPY, MLP, ROUTED, TEACHERS, in_two, loaded
-from ..engine.tiny import simple, train
+from ..engine.tiny import Finished, simple, train
 from .builders import tables
 
 
@@ -25,6 +25,27 @@ def distill(place: str, **changes: Any) -> dict[str, Any]:
     )
 
 
+def assert_same(one: Finished, two: Finished) -> None:
+    """Compare weights and losses."""
+    mine, theirs = one.weights(), two.weights()
+    for name in mine:
+        np.testing.assert_allclose(theirs[name], mine[name], atol=1e-6, rtol=1e-5, err_msg=name)
+    for live, cached in zip(one.records("train"), two.records("train"), strict=True):
+        for name, loss in live["losses"].items():
+            np.testing.assert_allclose(cached["losses"][name], loss, rtol=1e-5, err_msg=name)
+
+
+def test_two_processes_share_the_work_of_a_cache_in_memory(tmp_path: Path) -> None:
+    kept = distill("memory")
+    ended = in_two(kept, tmp_path / "two")
+    for code, messages in ended:
+        assert code == 0, messages
+    assert "each of 2 processes ran them on its share" in "".join(messages for _, messages in ended)
+    two = loaded(kept, tmp_path / "two")
+    assert two.records("stage_end")[0]["teacher_forwards"] == 0
+    assert_same(train(distill("off"), tmp_path / "one"), two)
+
+
 def test_two_processes_with_stored_signals_are_one_with_live_teachers(tmp_path: Path) -> None:
     stored = distill("disk", cache={"folder": str(tmp_path / "signals")})
     for code, messages in in_two(stored, tmp_path / "two"):
@@ -32,9 +53,4 @@ def test_two_processes_with_stored_signals_are_one_with_live_teachers(tmp_path: 
     one, two = train(distill("off"), tmp_path / "one"), loaded(stored, tmp_path / "two")
     assert two.records("stage_end")[0]["teacher_forwards"] == 0
     assert len(tables(tmp_path / "signals")) == 2 + 2, "training and test split, of two teachers"
-    mine, theirs = one.weights(), two.weights()
-    for name in mine:
-        np.testing.assert_allclose(theirs[name], mine[name], atol=1e-6, rtol=1e-5, err_msg=name)
-    for live, cached in zip(one.records("train"), two.records("train"), strict=True):
-        for name, loss in live["losses"].items():
-            np.testing.assert_allclose(cached["losses"][name], loss, rtol=1e-5, err_msg=name)
+    assert_same(one, two)

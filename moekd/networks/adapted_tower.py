@@ -10,7 +10,7 @@ Shapes: B batch, C classes, E width of the tower, D width of the embeddings.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -140,39 +140,37 @@ class AdaptedTwoTower(TwoTower):
         """Return named tensors, see the class.
 
         Raises:
-            ModelError: no picture among the inputs.
+            ModelError: no picture among the inputs, or another number of inputs.
         """
-        tokens: list[Tensor] = []
-        handle = self.model.image.register_forward_hook(lambda module, args, output: tokens.append(output))
-        try:
-            said = super().forward(*inputs)
-        finally:
-            handle.remove()
-        if not tokens:
+        self.check_count(len(inputs))
+        embeddings: dict[str, Tensor] = {}
+        tokens: Tensor | None = None
+        for (name, modality), value in zip(self.readers.items(), inputs, strict=False):
+            if modality == "text":
+                embeddings[modality] = self.embed(name, value)
+            else:
+                tokens = self.model.image(self.prepare(name, value))
+                embeddings[modality] = self.model.image_projection(tokens)
+        if tokens is None:
             raise ModelError(f"{self.kind} classifies pictures; none is among its {len(inputs)} inputs")
-        scale, cross_modal = said["logit_scale"][:, None], said.pop("logits", None)
-        adapted = F.normalize(self.adapter(tokens[-1]), dim=1)
-        said["embeddings"]["adapted"] = adapted
-        if cross_modal is None:  # the text tower trains and gives no logits
-            return said
+        scale, _ = self.scale_and_bias()
+        assert scale is not None
+        adapted = embeddings["adapted"] = F.normalize(self.adapter(tokens), dim=1)
+        said: Output = {"embeddings": embeddings, "logit_scale": scale.reshape(1).expand(len(tokens))}
         vectors = self.text_vectors()
+        if vectors is None:  # the text tower trains and gives no logits
+            return said
         projected = self.model.image_projection(adapted)
         said["vision"] = self.prototypes(adapted, scale)
-        said["cross_modal"] = cross_modal
+        said["cross_modal"] = scale * F.normalize(embeddings["image"], dim=1) @ vectors.T
         said["adapted"] = scale * (F.normalize(projected, dim=1) if self.unit else projected) @ vectors.T
-        said["logits"] = self.fusion[0] * said["vision"] + self.fusion[1] * cross_modal
+        said["logits"] = self.fusion[0] * said["vision"] + self.fusion[1] * said["cross_modal"]
         return said
 
-    def text_vectors(self) -> Tensor:
-        """Return T, `[C, D]`.
-
-        Raises:
-            ModelError: there are none.
-        """
-        vectors: Any = self.classifier.vectors if isinstance(self.classifier, ClassVectors) else self.class_vectors()
-        if not isinstance(vectors, Tensor):
-            raise ModelError(f"{self.kind} has no vectors of the classes")
-        return vectors
+    def text_vectors(self) -> Tensor | None:
+        """Return T, `[C, D]`; None while a text tower trains that gives no logits then."""
+        vectors = self.classifier.vectors if isinstance(self.classifier, ClassVectors) else self.class_vectors()
+        return vectors if isinstance(vectors, Tensor) else None
 
     def extra_repr(self) -> str:
         """Say what no weight shows, since fingerprints read it."""

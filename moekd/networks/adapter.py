@@ -154,10 +154,7 @@ class Adapter(nn.Module):
         Raises:
             ModelError: another number of inputs, or an input that can't be read.
         """
-        if len(inputs) != len(self.readers) and not (self.partial and 0 < len(inputs) < len(self.readers)):
-            raise ModelError(
-                f"{self.kind} reads {len(self.readers)} inputs ({', '.join(self.readers)}), but got {len(inputs)}"
-            )
+        self.check_count(len(inputs))
         vectors = self.class_vectors()
         embeddings: dict[str, Tensor] = {}
         said: Output = {"embeddings": embeddings}
@@ -181,6 +178,21 @@ class Adapter(nn.Module):
             said["logits"] = self.zero_shot.logits(seen, vectors, one, bias)
         return said
 
+    def check_count(self, inputs: int) -> None:
+        """Refuse another number of inputs than the model reads.
+
+        Raises:
+            ModelError: both numbers.
+        """
+        if inputs != len(self.readers) and not (self.partial and 0 < inputs < len(self.readers)):
+            raise ModelError(
+                f"{self.kind} reads {len(self.readers)} inputs ({', '.join(self.readers)}), but got {inputs}"
+            )
+
+    def prepare(self, name: str, value: Any) -> Any:
+        """Return pictures or sounds of an input field as the model's tower takes them."""
+        return self._cast(self.images[_key(name)](value))
+
     def embed(self, name: str, value: Any) -> Tensor:
         """Return the embedding `[B, D]` of one input field as the batch holds it, whatever the other fields are.
 
@@ -194,7 +206,7 @@ class Adapter(nn.Module):
         """
         if name in self.texts:
             return self.encode_text(*(self._place(part) for part in self.texts[name](value, self._texts_device())))
-        return self.encode(self.readers[name], self._cast(self.images[_key(name)](value)))
+        return self.encode(self.readers[name], self.prepare(name, value))
 
     def _cast(self, prepared: Any) -> Any:
         """Bring floating-point inputs to the type of the weights, after they were prepared in float32."""

@@ -63,7 +63,7 @@ def _step(program: Program, phase: Phase, index: int) -> dict[str, Any]:
     parameters = parameters_of(modules.values())
     if not parameters:
         raise ConfigError("nothing to train: 'trains' names no module with parameters")
-    batches = -(-len(program.data.split(settings.split)) // program.data.batch_size)
+    batches = program.data.batches(settings.split)
     steps = settings.steps or (settings.epochs or 0) * -(-batches // settings.accumulate)
     optimizer = settings.optimizer(parameters)
     if settings.scheduler is not None:

@@ -149,8 +149,10 @@ class Recipe:
         amount, label_seed = config.labels, derived_seed(self.config.seed, "labels") % 2**32
         base: list[int] | None = None
         if config.novel is None:
-            splits["train"] = with_labels(splits["train"], amount, label_seed)
+            splits["train"] = with_labels(splits["train"], amount, label_seed, config.labelled_share)
         else:
+            if config.labelled_share is not None:
+                raise ConfigError("data.labelled_share: not together with data.novel, which chooses rows itself")
             novel = novel_classes(config.novel.classes, dataset.class_names, config.novel.seed)
             base = [label for label in range(dataset.num_classes) if label not in novel]
             splits = with_novel_classes(splits, novel, dataset.num_classes, config.novel.training, amount, label_seed)

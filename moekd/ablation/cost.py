@@ -107,7 +107,7 @@ def _stage_seconds(program: Program, stage: Stage) -> float:
         validation = _seconds(loop.validate)
     finally:
         loop.close()
-    count = -(-len(data.split(settings.split)) // data.batch_size)
+    count = data.batches(settings.split)
     batches_in_all = settings.steps * settings.accumulate if settings.steps else count * (settings.epochs or 1)
     monitored = settings.monitor.split if settings.monitor else "val"
     if monitored in data.splits:

@@ -92,7 +92,7 @@ def _mapping_of(section: Section, resolve: bool, registries: Registries) -> dict
             value = replace_specs(value, option.annotation, name, lambda spec, r, _: resolved(spec, r), registries)
         if any(isinstance(item, Inline) for item in split(option.annotation)[1]):
             result |= {key: item for key, item in plain(value).items() if key not in known}
-        elif value is not None:
+        elif value is not None or option.default is not None:
             result[name] = plain(_without_sections(value, resolve, registries))
     return result
 

@@ -104,6 +104,8 @@ class DataConfig(Section):
         batch_size: rows of a batch, over all processes.
         labels: how many training rows keep their label: a count (whole number) or a fraction (0.1); all without it. The
             other rows take part in distillation and not in cross-entropy.
+        labelled_share: share of rows with a label in every training batch, for few `labels`: an epoch shows each of the
+            other rows once, and labelled rows as often as that takes. Without it rows are drawn alike.
         novel: classes that are tested and not learned.
         corruptions: fields of some rows are made unreliable, to study what a router makes of it.
         num_workers: processes that read batches.
@@ -115,6 +117,7 @@ class DataConfig(Section):
     spec: Annotated[Spec, Inline("datasets")]
     batch_size: Positive = 128
     labels: Positive | Annotated[float, Gt(0), Le(1)] | None = None
+    labelled_share: Annotated[float, Gt(0), Lt(1)] | None = None
     novel: NovelConfig | None = None
     corruptions: list[CorruptionConfig] = []
     num_workers: Annotated[int, Ge(0)] = 0

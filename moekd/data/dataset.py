@@ -24,6 +24,7 @@ from ..errors import DataError, did_you_mean
 from ..registry import Registry
 from .dense import DenseLabels
 from .fingerprint import digest
+from .pairing import Pairing
 
 Batch = dict[str, Any]
 Ids = NDArray[np.int64]
@@ -53,6 +54,7 @@ class Split(data.Dataset[Batch]):
         random: reading a row twice gives different values (augmentation), so that nothing computed from it can be kept.
         candidates: classes among which rows are classified in evaluation; None: all.
         drops_void: pixels that are predicted as void do not count, where else they are errors; see `ConfusionMatrix`.
+        pairing: how batches hold a fixed share of labelled rows; None: rows are drawn alike.
 
     Args:
         name: name of the split, for messages.
@@ -68,6 +70,7 @@ class Split(data.Dataset[Batch]):
     random: bool = False
     candidates: Ids | None = None
     drops_void: bool = False
+    pairing: Pairing | None = None
 
     def __init__(
         self,
@@ -148,7 +151,7 @@ class WrappedSplit(Split):
 
     def __init__(self, split: Split) -> None:
         super().__init__(split.name, split.ids, split.labels, split.fields, split.table, split.blocks)
-        self.drops_void = split.drops_void
+        self.drops_void, self.pairing = split.drops_void, split.pairing
         self.split, self.random, self.candidates = split, split.random, split.candidates
 
     def read(self, rows: Sequence[int]) -> tuple[Batch, dict[int, str]]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from .dataset import UNLABELLED, Batch, Split, WrappedSplit
+from .pairing import Pairing
 
 
 def labelled_mask(labels: NDArray[np.int64], amount: int | float, seed: int = 0) -> NDArray[np.bool_]:
@@ -67,11 +68,14 @@ class FewLabels(WrappedSplit):
     Args:
         split: the split.
         mask: bool `[N]`, True for rows that keep their label.
+        share: of the labelled rows in every training batch; None: rows are drawn alike.
     """
 
-    def __init__(self, split: Split, mask: NDArray[np.bool_]) -> None:
+    def __init__(self, split: Split, mask: NDArray[np.bool_], share: float | None = None) -> None:
         super().__init__(split)
         self.mask = mask
+        if share is not None:
+            self.pairing = Pairing(np.flatnonzero(mask), np.flatnonzero(~mask), share)
 
     def read(self, rows: Sequence[int]) -> tuple[Batch, dict[int, str]]:
         """Read rows and hide the labels of the unlabelled ones."""
@@ -84,8 +88,9 @@ class FewLabels(WrappedSplit):
         return batch, bad
 
 
-def with_labels(split: Split, amount: int | float | None, seed: int = 0) -> Split:
-    """Return the split with only `amount` labelled rows (a count or a fraction); None keeps all labels.
+def with_labels(split: Split, amount: int | float | None, seed: int = 0, share: float | None = None) -> Split:
+    """Return the split with only `amount` labelled rows (a count or a fraction); None keeps all labels. With a `share`
+    every training batch has that share of labelled rows.
 
     Dense labels `[N, H, W]` are not stratified. Rows that have no label from the start count as unlabelled.
 
@@ -93,6 +98,8 @@ def with_labels(split: Split, amount: int | float | None, seed: int = 0) -> Spli
         DataError: the split has no labels, or the amount is out of range.
     """
     if amount is None:
+        if share is not None:
+            raise DataError(f"labelled_share {share} is for few labels: set `labels`, or leave it out")
         return split
     if split.labels is None:
         raise DataError(f"split '{split.name}' has no labels, so 'labels: {amount}' can't be applied")
@@ -100,4 +107,4 @@ def with_labels(split: Split, amount: int | float | None, seed: int = 0) -> Spli
     known = np.flatnonzero(strata != UNLABELLED)
     mask = np.zeros(len(split), dtype=bool)
     mask[known] = labelled_mask(strata[known], amount, seed)
-    return FewLabels(split, mask)
+    return FewLabels(split, mask, share)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..errors import DataError
 from .dataset import Batch, Ids, Split
+from .pairing import Pairing
 from .workers import WatchedLoader
 
 WINDOW = 4
@@ -36,6 +37,7 @@ class BatchPlan(Sampler[list[int]]):
         rank: this process.
         world: number of processes.
         blocks: block of each row, see `Split`; a shuffled order then stays within windows of 4 blocks.
+        pairing: gives shuffled batches a share of labelled rows, which come again; blocks do not count then.
 
     Raises:
         DataError: an impossible combination, with the numbers.
@@ -53,7 +55,11 @@ class BatchPlan(Sampler[list[int]]):
         rank: int = 0,
         world: int = 1,
         blocks: Ids | None = None,
+        pairing: Pairing | None = None,
     ) -> None:
+        self.pairing = pairing if shuffle else None
+        if self.pairing is not None:
+            length = self.pairing.length(batch_size)
         if not 0 <= rank < world:
             raise DataError(f"rank {rank} is not one of {world} processes")
         if batch_size < world or length < world:
@@ -75,6 +81,8 @@ class BatchPlan(Sampler[list[int]]):
         if not self.shuffle:
             return np.arange(self.length)
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, self.epoch])))
+        if self.pairing is not None:
+            return self.pairing.order(self.batch_size, generator)
         if self.blocks is None:
             return generator.permutation(self.length)
         number = _numbered(self.blocks)
@@ -153,6 +161,7 @@ def make_loader(
         rank=rank,
         world=world,
         blocks=split.blocks,
+        pairing=split.pairing,
     )
     generator = torch.Generator().manual_seed(seed)
     return WatchedLoader(split, plan, num_workers, timeout, pin_memory=pin_memory, generator=generator)

@@ -12,6 +12,7 @@ from .inherit import InheritOptions
 from .lenet import LeNet5
 from .matcher import Matcher
 from .mlp import Mlp, MlpEncoder
+from .multi_head import MultiHead, mixed_heads
 from .open_clip import OpenClip
 from .presets import PRESETS
 from .sequence_cnn import (
@@ -61,6 +62,7 @@ __all__ = [
     "MlpI",
     "MlpTb",
     "MlpVb",
+    "MultiHead",
     "OpenClip",
     "ResidualAdapterOptions",
     "SlotFusion",
@@ -78,5 +80,6 @@ __all__ = [
     "VisualBranchNetVggs",
     "VitEncoder",
     "ZeroShotOptions",
+    "mixed_heads",
     "slot_weights",
 ]

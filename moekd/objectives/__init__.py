@@ -5,6 +5,7 @@ from .attention_transfer import AttentionTransfer, attention_loss
 from .augmented_contrastive import AugmentedContrastive
 from .balanced import Balanced, gradnorm_loss, uncertainty_weighted
 from .base import OBJECTIVES, LossTerm, Objective, PairwiseObjective, reduce
+from .by_labelling import ByLabelling
 from .c2kd import BidirectionalProxies, non_target_kl
 from .cka import CKA, linear_cka
 from .contrastive import Contrastive, sigmoid_contrastive, softmax_contrastive
@@ -69,6 +70,7 @@ __all__ = [
     "AugmentedContrastive",
     "Balanced",
     "BidirectionalProxies",
+    "ByLabelling",
     "Contrastive",
     "ContrastiveDistillation",
     "ContrastiveKD",

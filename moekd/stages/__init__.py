@@ -4,6 +4,7 @@ from .base import STAGES, Monitor, Stage, StageSettings
 from .bilevel import BilevelStage
 from .class_vectors import ClassVectorStage
 from .context import RunData, StageContext
+from .fit_head_mix import FitHeadMixStage, fit_head_mix
 from .train import TrainStage
 from .training_step import TrainingStep, WeightedObjective
 
@@ -11,6 +12,7 @@ __all__ = [
     "STAGES",
     "BilevelStage",
     "ClassVectorStage",
+    "FitHeadMixStage",
     "Monitor",
     "RunData",
     "Stage",
@@ -19,4 +21,5 @@ __all__ = [
     "TrainStage",
     "TrainingStep",
     "WeightedObjective",
+    "fit_head_mix",
 ]

@@ -57,6 +57,12 @@ class RunData:
         """Number of classes C."""
         return len(self.class_names)
 
+    def batches(self, name: str) -> int:
+        """Return the number of global batches of an epoch of training on a split."""
+        split = self.split(name)
+        rows = len(split) if split.pairing is None else split.pairing.length(self.batch_size)
+        return -(-rows // self.batch_size)
+
     def split(self, name: str) -> Split:
         """Return a split, or say which there are."""
         if name not in self.splits:

@@ -15,6 +15,8 @@ from .yaml_file import read_yaml
 SUFFIXES = (".yaml", ".yml")
 #: Folder of the shipped ablations, which compare runs and are no runs themselves.
 ABLATIONS = "ablations/"
+#: Folder of the shipped configs of `accelerate launch`.
+LAUNCHES = "accelerate"
 
 
 def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
@@ -44,7 +46,8 @@ def shipped_configs() -> dict[str, Path]:
 
 def _shipped() -> dict[str, Path]:
     folder = _shipped_folder()
-    found = sorted(path for path in folder.rglob("*.yaml") if not path.name.startswith("_"))
+    found = sorted(folder.rglob("*.yaml"))
+    found = [path for path in found if not path.name.startswith("_") and path.parent.name != LAUNCHES]
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
 
 

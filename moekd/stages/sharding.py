@@ -8,6 +8,7 @@ Source: Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Pa
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ from .training_step import WeightedObjective
 
 if TYPE_CHECKING:
     from .base import StageSettings
+
+logger = logging.getLogger(__name__)
 
 #: What modules return beside tensors and containers of them; FSDP has to find the tensors inside.
 _OUTPUTS = (Signals, Routing, LossTerm)
@@ -81,6 +84,7 @@ class Shards:
             for layer in _layers(unit):
                 fully_shard(layer, mesh=mesh)
             fully_shard(unit, mesh=mesh)
+        logger.info("weights shared out over %d processes (FSDP2): %s", world_size(), ", ".join(modules))
 
     def load_optimizer(self, optimizer: Any, state: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> None:
         """Load an optimizer's state with whole tensors; each process keeps its shards."""

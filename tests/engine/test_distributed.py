@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import moekd
 from moekd.checkpoint import find_latest, load_checkpoint
 from moekd.run_state import load_modules
 from moekd.tracking import RunFolder
@@ -159,6 +161,16 @@ def test_another_number_of_processes_is_refused(both: tuple[Finished, Finished])
         train(RAW, both[1].run.path.parent, resume="auto")
 
 
+def test_r6_another_number_of_processes_can_be_allowed(both: tuple[Finished, Finished], tmp_path: Path) -> None:
+    """R6: with `--override world_size` one process goes on with what two began, and reads every sample it had left."""
+    import shutil
+
+    shutil.copytree(both[1].run.path, tmp_path / "run")
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("0*"))
+    run = train(RAW, tmp_path, resume=checkpoints[len(checkpoints) // 2], allow=["world_size"])
+    assert_close(run.records(), both[0].records(), "record", 1e-4)
+
+
 def test_a_bad_loss_in_one_process_ends_both_with_the_samples(tmp_path: Path) -> None:
     raw = simple(
         student={"kind": "tiny_brittle", "inputs": ["left"]},
@@ -171,8 +183,9 @@ def test_a_bad_loss_in_one_process_ends_both_with_the_samples(tmp_path: Path) ->
         assert "Traceback" not in messages
 
 
-def test_accelerate_launches_the_command_line(tmp_path: Path) -> None:
-    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+def test_accelerate_launches_the_command_line(config: str, tmp_path: Path) -> None:
+    launcher = f"-m accelerate.commands.launch --config_file configs/accelerate/{config}.yaml --num_processes 2"
     command = [sys.executable, *launcher.split(), "--dynamo_backend", "no", "--main_process_port", free_port()]
     command += ["-m", "moekd", "distill", "quickstart", "--runs", str(tmp_path), "--no-baselines", "data.max_train=64"]
     command += ["data.batch_size=32", "trainer.threads=1", "trainer.trackers=[]", "trainer.device=cpu"]
@@ -183,6 +196,10 @@ def test_accelerate_launches_the_command_line(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("report:") == 1, ended.stdout
     assert ended.stderr.count("stage 'distill': logits of 4 teachers cached") == 1, ended.stderr
+    shared = "weights shared out over 2 processes (FSDP2): student, router"
+    assert ended.stderr.count(shared) == (config == "fsdp2"), ended.stderr
     assert (tmp_path / "quickstart" / "report.html").is_file()
     meta = load_checkpoint(find_latest(tmp_path / "quickstart" / "checkpoints")[0])[1]  # type: ignore[arg-type]
     assert meta["world_size"] == 2
+    student = moekd.load_student(tmp_path / "quickstart")
+    assert student(torch.zeros(2, 3, 32, 32)).shape == (2, 98)

@@ -108,7 +108,7 @@ def test_sampled_probabilities_are_unbiased(k: int) -> None:
 
 
 def test_the_gradient_of_a_loss_on_samples_is_unbiased() -> None:
-    """K6: kL divergence and cross-entropy have the gradient softmax(student) - p' at T = 1, linear in p'."""
+    """K6: KL divergence and cross-entropy have the gradient softmax(student) - p' at T = 1, linear in p'."""
     rows = 4000
     teacher, student = drawn(1, (6,), 1)[0], drawn(1, (6,), 2)[0].requires_grad_()
     found = back(Codec("sampled", 2), teacher.expand(rows, -1) + torch.arange(rows)[:, None] * 1e-6, seed=9)

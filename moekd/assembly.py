@@ -43,12 +43,14 @@ def build_pool(
     make: NetworkMaker | None = None,
 ) -> TeacherPool:
     """Build the teachers, frozen, each with the initial weights that belong to (seed, its name)."""
-    teachers = {}
+    teachers, problems = {}, Problems()
     for name, config in configs.items():
         where = f"teachers.{name}"
-        network = (make or make_network)(config, where, dataset, seed)
-        with at(f"{where}.taps"):
-            teachers[name] = _teacher(network, config, name)
+        with problems:
+            network = (make or make_network)(config, where, dataset, seed)
+            with at(f"{where}.taps"):
+                teachers[name] = _teacher(network, config, name)
+    problems.tell()
     return TeacherPool(teachers, stacking)
 
 
@@ -265,6 +267,33 @@ def make_network(
         check_origin(Path(config.weights).expanduser(), where, config.inputs, dataset.class_names, fields)
         load_weights(network, config.weights, where)
     return network
+
+
+class Problems:
+    """Collects errors of moekd over several `with` blocks, so that all of them are told at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[MoekdError] = []
+
+    def __enter__(self) -> Problems:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, MoekdError):
+            self.errors.append(error)
+        return isinstance(error, MoekdError)
+
+    def tell(self) -> None:
+        """Raise what was collected.
+
+        Raises:
+            MoekdError: the only one.
+            ConfigError: several.
+        """
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise ConfigError([line for error in self.errors for line in getattr(error, "problems", [str(error)])])
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 
 from .assembly import (
     NetworkMaker,
+    Problems,
     build_masks,
     build_model,
     build_pool,
@@ -106,13 +107,20 @@ class Recipe:
         if config.data.corruptions:
             fingerprint += f"/{fingerprint_of(self._corruptions(), seed)}"
         stacking = config.masks.stacking if config.masks else "independent"
-        pool = build_pool(config.teachers, dataset, seed, stacking, make)
-        sample = data.split("train").__getitems__([0, min(1, len(data.split("train")) - 1)])
-        student = self._student(dataset, make)
-        probe(student, "student", sample, data.num_classes, dataset)
+        problems, sample = Problems(), data.split("train").__getitems__([0, min(1, len(data.split("train")) - 1)])
+        with problems:
+            test_splits = self._test_splits(data)
+        with problems:
+            pool = build_pool(config.teachers, dataset, seed, stacking, make)
+        with problems:
+            student = self._student(dataset, make)
+            probe(student, "student", sample, data.num_classes, dataset)
+        problems.tell()
         check_followers(pool, student)
         for name in pool.names:
-            probe(pool.teacher(name), f"teachers.{name}", sample, data.num_classes, dataset)
+            with problems:
+                probe(pool.teacher(name), f"teachers.{name}", sample, data.num_classes, dataset)
+        problems.tell()
         if config.masks is not None:
             build_masks(config.masks.spec, pool, sample, seed)
         shapes = shapes_of(student, pool, sample)
@@ -127,7 +135,7 @@ class Recipe:
             phases=phases,
             pool=pool,
             data=data,
-            test_splits=self._test_splits(data),
+            test_splits=test_splits,
             loop=LoopSettings(**{**vars(config.trainer), "trackers": tuple(config.trainer.trackers)}),
             config=self.to_dict(),
             dataset_fingerprint=fingerprint,
@@ -189,7 +197,11 @@ class Recipe:
     ) -> Phase:
         where = "" if name == "main" else f"baselines.{name}."
         scorers = pair_scorers(pool)
-        built = [self._stage(stage, f"{where}stages.{stage.name}", data, shapes, scorers) for stage in stages]
+        built, problems = list[Stage](), Problems()
+        for stage in stages:
+            with problems:
+                built.append(self._stage(stage, f"{where}stages.{stage.name}", data, shapes, scorers))
+        problems.tell()
         uses_router = any(w.objective.routable for stage in built for w in stage.settings.objectives)
         wanted = router if name == "main" or uses_router else None
         with seeded(self.config.seed, f"router/{name}"):

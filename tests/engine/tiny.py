@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from moekd.config import parse_recipe
 from moekd.data import DATASETS, Dataset
 from moekd.data.arrays import ArrayField, ArraySplit, to_float
 from moekd.data.dataset import FieldSpec
+from moekd.distributed import rank, world_size
+from moekd.errors import DataError
 from moekd.networks import NETWORKS
 from moekd.objectives import OBJECTIVES, Objective
 from moekd.program import Program
@@ -116,6 +121,44 @@ class OtherClasses(nn.Module):
         return logits
 
 
+class Fatal(Objective):
+    """A loss of 0 that ends, stops or delays the last process in the second epoch.
+
+    Args:
+        how: `raise` an error, `stop` the process as a machine that hangs, or `sleep` for a minute.
+    """
+
+    def __init__(self, how: str = "raise") -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, step: Step) -> Mapping[str, Tensor]:
+        """Return `{"tiny_fatal": [B]}`."""
+        if step.training and step.progress.epoch == 1 and rank() == world_size() - 1:
+            if self.how == "raise":
+                raise DataError("the last process can't go on")
+            if self.how == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(60)
+        return {"tiny_fatal": step.student.require_logits("tiny_fatal").sum(dim=1) * 0}
+
+
+class Checkpointed(nn.Module):
+    """The network `mlp` of the tests, whose activations are computed again in the backward pass."""
+
+    def __init__(self, num_classes: Injected[int]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 12), nn.Linear(12, num_classes)
+
+    def forward(self, left_BD: Tensor) -> Tensor:
+        def inner(value: Tensor) -> Tensor:
+            hidden: Tensor = self.last(self.first(value).relu())
+            return hidden
+
+        logits: Tensor = checkpoint(inner, left_BD, use_reentrant=False)
+        return logits
+
+
 class Poison(Objective):
     """A loss that is fine until some epoch and then NaN (or, with `gradient`, finite with an infinite gradient).
 
@@ -142,6 +185,8 @@ KINDS = (
     (DATASETS, "tiny", Tiny),
     (NETWORKS, "tiny_brittle", Brittle),
     (NETWORKS, "tiny_other_classes", OtherClasses),
+    (NETWORKS, "tiny_checkpointed", Checkpointed),
+    (OBJECTIVES, "tiny_fatal", Fatal),
     (OBJECTIVES, "tiny_poison", Poison),
 )
 

@@ -25,7 +25,8 @@ class Column:
 
     def __init__(self, codec: Codec, like: Like, segments: Sequence[Encoded], sizes: Sequence[int]) -> None:
         self.codec, self.like = codec, like
-        self.segments, sizes = _merged(segments, sizes)
+        self.segments, self.scaled = _merged(segments)
+        sizes = sizes if len(self.segments) > 1 or self.scaled else [sum(sizes)]
         self.starts = torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0)[:-1]
 
     @property
@@ -44,13 +45,17 @@ class Column:
     def to(self, device: torch.device) -> Column:
         """Move the rows."""
         self.segments = [segment.map(lambda tensor: tensor.to(device)) for segment in self.segments]
+        self.starts = self.starts.to(device)
         return self
 
     def __call__(self, rows_B: Tensor) -> Tensor:
         """Return rows `[B, ...]` as they were computed, or as near to it as the codec allows."""
-        if len(self.segments) == 1:
+        if len(self.segments) == 1 and not self.scaled:
             return self._decode(self.segments[0], rows_B)
         found = torch.bucketize(rows_B, self.starts.to(rows_B.device), right=True) - 1
+        if self.scaled:
+            scales = self.segments[0].shared["scale"].index_select(0, found)
+            return self._decode(Encoded(self.segments[0].rows, {"scale": scales}), rows_B)
         result = torch.empty(len(rows_B), *self.like.shape, dtype=self.like.dtype, device=rows_B.device)
         for index in found.unique().tolist():
             places = (found == index).nonzero()[:, 0]
@@ -62,18 +67,25 @@ class Column:
         return self.codec.decode(picked, segment.shared, len(rows_B), self.like)
 
 
-def _merged(segments: Sequence[Encoded], sizes: Sequence[int]) -> tuple[list[Encoded], list[int]]:
-    """Join segments in memory that share nothing, or all share the same; memory-mapped ones stay apart."""
+def _merged(segments: Sequence[Encoded]) -> tuple[list[Encoded], bool]:
+    """Join segments in memory that share nothing, or all share the same; memory-mapped ones stay apart.
+
+    Segments with scales of their own are joined too, and so are their scales, `[S, ...]`, one for each of the S
+    segments: picking rows then needs no look at where they lie. The second value says that this was done.
+    """
     first = segments[0]
-    same = all(
-        segment.shared.keys() == first.shared.keys()
-        and all(torch.equal(segment.shared[key], first.shared[key]) for key in first.shared)
-        for segment in segments
+    if len(segments) == 1 or any(isinstance(segment, Mapped) for segment in segments):
+        return list(segments), False
+    alike = all(segment.shared.keys() == first.shared.keys() for segment in segments)
+    same = alike and all(
+        torch.equal(segment.shared[key], first.shared[key]) for segment in segments for key in first.shared
     )
-    if len(segments) == 1 or not same or any(isinstance(segment, Mapped) for segment in segments):
-        return list(segments), list(sizes)
+    if not same and not (alike and first.shared.keys() == {"scale"}):
+        return list(segments), False
     rows = {key: torch.cat([segment.rows[key] for segment in segments]) for key in first.rows}
-    return [Encoded(rows, first.shared)], [sum(sizes)]
+    if same:
+        return [Encoded(rows, first.shared)], False
+    return [Encoded(rows, {"scale": torch.cat([segment.shared["scale"] for segment in segments])})], True
 
 
 class Mapped(Encoded):

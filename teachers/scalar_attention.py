@@ -11,6 +11,7 @@ weights P is a difference of scalars, `dS_ij = g_i P_ij (v_j - o_i)`, where the 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class _ScalarAttention(torch.autograd.Function):
     def forward(ctx: Any, queries_keys: Tensor, values: Tensor, chunk_bytes: int) -> Tensor:
         values = values.contiguous()
         attended = torch.empty_like(values)
-        with torch.autocast(values.device.type, enabled=False):
+        with _as_written(values.device.type):
             chunks = _Chunks(queries_keys, values, chunk_bytes, maps=1)
             for head, rows in chunks:
                 weights = chunks.weights(head, rows)
@@ -66,7 +67,7 @@ class _ScalarAttention(torch.autograd.Function):
         queries_keys, values, attended = ctx.saved_tensors
         gradient = gradient.contiguous()
         to_queries_keys, to_values = torch.empty_like(queries_keys), torch.empty_like(values)
-        with torch.autocast(values.device.type, enabled=False):
+        with _as_written(values.device.type):
             chunks = _Chunks(queries_keys, values, ctx.chunk_bytes, maps=2)
             for head, rows in chunks:
                 weights, slopes = chunks.weights(head, rows), chunks.spare(rows)
@@ -80,6 +81,11 @@ class _ScalarAttention(torch.autograd.Function):
                 to_queries_keys[rows, :, chunks.of_queries(head)] = torch.bmm(slopes, keys).mul_(incoming)
                 to_queries_keys[rows, :, chunks.of_keys(head)] = torch.bmm(slopes.transpose(1, 2), incoming * queries)
         return to_queries_keys, to_values, None
+
+
+def _as_written(device: str) -> AbstractContextManager[object]:
+    """Return a context without automatic precision, on devices that have it."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 class _Chunks:

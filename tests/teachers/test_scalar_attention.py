@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from moekd.errors import ModelError
-from moekd.teachers import FeatureAttentionMask
+from moekd.teachers import FactorisedAttentionMask, FeatureAttentionMask, Mask
 from moekd.teachers.scalar_attention import scalar_attention
 
 from ..builders import make_mask, randomise
@@ -102,3 +105,23 @@ def test_gradients_of_gradients_are_refused() -> None:
     queries_keys, values = torch.randn(2, 3, 4, requires_grad=True), torch.randn(1, 2, 3, requires_grad=True)
     with pytest.raises(ModelError, match="no second derivatives"):
         torch.autograd.grad(scalar_attention(queries_keys, values).sum(), values, create_graph=True)
+
+
+@pytest.mark.parametrize("kind", [FeatureAttentionMask, FactorisedAttentionMask])
+def test_shapes_alone_are_enough_to_plan(kind: type[Mask]) -> None:
+    with torch.device("meta"):
+        weights = kind(24)(torch.empty(5, 24))
+    assert weights.shape == (5, 24)
+    weights.sum().backward()
+
+
+def test_the_published_mask_takes_nine_products_where_the_module_takes_fifteen() -> None:
+    mask, z = FeatureAttentionMask(120), torch.randn(4, 120)
+    unit = 2 * 4 * 120 * 120 * mask.hidden
+    counts = []
+    for weights in (mask, partial(plain_mask, mask)):
+        with FlopCounterMode(display=False) as counter:
+            weights(z.clone().requires_grad_(weights is not mask)).sum().backward()
+        counts.append(counter.get_total_flops() / unit)
+    assert counts[0] < 9.5
+    assert counts[1] > 14.9

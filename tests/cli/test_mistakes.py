@@ -157,6 +157,24 @@ def test_mistakes_of_several_stages_are_told_at_once(moekd, write) -> None:
     assert [line.split(":")[0] for line in lines] == ["stages.specialise", "stages.distill"]
 
 
+def test_mistakes_of_several_models_are_told_at_once(moekd, write) -> None:
+    """F2, F3: the split, the student and each teacher have their own line."""
+    teachers = {"a": RIGHT | {"taps": ["fc9"]}, "b": RIGHT | {"weights": "missing.safetensors"}, "c": RIGHT}
+    raw = simple(student=MLP | {"taps": ["fc7"]}, teachers=teachers, evaluation={"splits": ["tset"]})
+    said = moekd("check", write(raw))
+    assert said.code == CONFIG
+    starts = ["the data set has no split 'tset'", "teachers.a.taps: ", "teachers.b.weights: ", "student.taps: "]
+    lines = said.err.splitlines()
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
+
+
+def test_other_classes_of_several_teachers_are_told_at_once(moekd, write) -> None:
+    """F3: every teacher with another number of classes is named."""
+    said = moekd("check", write(simple(teachers={"a": OTHER, "b": OTHER})))
+    assert said.code == CONFIG
+    assert [line.split(":")[0] for line in said.err.splitlines()] == ["teachers.a", "teachers.b"]
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [

@@ -188,6 +188,7 @@ with atomic_directory(Path(sys.argv[1]) / "target") as temporary:
 
 
 def test_second_process_is_refused_with_pid_and_host(tmp_path):
+    """C6: the message names who holds the lock."""
     code = """
 import sys
 from pathlib import Path
@@ -240,6 +241,7 @@ def test_probe_passes_and_leaves_nothing(tmp_path):
 
 
 def test_probe_names_the_file_in_the_way(tmp_path):
+    """C4: before the first step."""
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(DataError, match="file is a file, not a folder"):
@@ -247,11 +249,13 @@ def test_probe_names_the_file_in_the_way(tmp_path):
 
 
 def test_probe_says_needed_and_available(tmp_path):
+    """C4: before the first step."""
     with pytest.raises(DataError, match=r"needed 1,000,000,000,000,000,000 bytes, available [\d,]+ bytes"):
         atomic.probe_writable(tmp_path, need_bytes=10**18)
 
 
 def test_probe_refuses_a_folder_without_permission():
+    """C4: before the first step."""
     with tempfile.TemporaryDirectory() as root:
         os.chmod(root, 0o555)
         user = os.geteuid()

@@ -97,6 +97,7 @@ FILES = [f"{part}.{kind}" for part in make_state() for kind in ("json", "safeten
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_any_damage_is_refused_with_the_file_named_and_the_one_before_is_found(tmp_path, name):
+    """C1: flips, cuts, additions and missing files."""
     save(tmp_path, 1)
     path = save(tmp_path, 2)
     assert name in all_files(path)
@@ -128,6 +129,7 @@ def test_any_damage_is_refused_with_the_file_named_and_the_one_before_is_found(t
 
 
 def test_every_byte_of_a_manifest_counts(tmp_path):
+    """C1: of the manifest too."""
     path = save_checkpoint(tmp_path, "a", {"s": {"x": 1}}, {"step": 17})
     file = path / "manifest.json"
     original = file.read_bytes()
@@ -175,6 +177,7 @@ for moment in range(100):
 
 
 def test_kill_during_a_save_always_leaves_a_whole_checkpoint(tmp_path):
+    """R3: before and after every write, fsync, rename and deletion."""
     command = [sys.executable, "-c", KILLED_SAVES, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
@@ -198,6 +201,7 @@ def test_kill_during_a_save_always_leaves_a_whole_checkpoint(tmp_path):
 
 
 def test_rotation_never_leaves_a_moment_without_a_valid_checkpoint(tmp_path, monkeypatch):
+    """C5: with `keep: 1`, before and after every operation."""
     moments = []
 
     def watched(module, name):
@@ -231,6 +235,7 @@ def test_rotation_keeps_the_newest_by_time_of_saving_and_protected_ones(tmp_path
 
 
 def test_failed_deletion_is_a_warning(tmp_path, monkeypatch, caplog):
+    """C5: the run goes on."""
     save(tmp_path, 1)
 
     def fail(path, *arguments, **keywords):
@@ -255,6 +260,7 @@ def test_name_in_use_gets_a_number_and_is_newest(tmp_path):
 
 
 def test_disk_full_reported_by_a_write(tmp_path, monkeypatch):
+    """C3: needed and available bytes are told; nothing half-written stays."""
     first = save(tmp_path, 1)
 
     def fail(*arguments):
@@ -287,6 +293,7 @@ assert sorted(os.listdir(folder)) == ["latest", "small"], os.listdir(folder)
 
 
 def test_disk_really_full(tmp_path):
+    """C3: on a small file system of its own."""
     mount = f"mount -t tmpfs -o size=256k tmpfs {tmp_path} && "
     unshare = shutil.which("unshare")
     if not unshare or subprocess.run([unshare, "-rm", "sh", "-c", mount + "true"], capture_output=True).returncode:
@@ -299,6 +306,7 @@ def test_disk_really_full(tmp_path):
 
 
 def test_unwritable_place_is_a_clear_error(tmp_path):
+    """C4: a file in the way."""
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="could not be written"):
         save(tmp_path / "file", 1)
@@ -348,6 +356,7 @@ def test_same_settings_pass():
 
 
 def test_every_difference_is_named():
+    """R6: each with both values."""
     old = {"lr": 0.1, "stages": [{"epochs": 3, "name": "a"}], "gone": 1}
     new = {"lr": 0.2, "stages": [{"epochs": 5, "name": "a"}, {"epochs": 1}]}
     meta = {

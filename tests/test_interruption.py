@@ -23,6 +23,7 @@ def before(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("number", interruption.SIGNALS)
 def test_the_first_signal_is_noted(before: list[int], number: int) -> None:
+    """R5: it only asks."""
     with StopRequest() as stop:
         assert stop.agreed(1, 1) == 0
         signal.raise_signal(number)
@@ -34,6 +35,7 @@ def test_the_first_signal_is_noted(before: list[int], number: int) -> None:
 
 
 def test_a_second_signal_reaches_the_handler_from_before(before: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """R5: it ends the run at once."""
     monkeypatch.setattr(interruption, "ECHO", -1.0)
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGTERM)

@@ -25,6 +25,7 @@ def rewrite(path: Path, **changes) -> None:
 
 
 def test_manifest_errors_are_distinct(tmp_path):
+    """C2: empty, no JSON, another format, another version, changed, missing."""
     path = save(tmp_path)
     file = path / "manifest.json"
     for content, message in (

@@ -55,6 +55,7 @@ def test_seed_everything_differs_between_seeds_and_processes() -> None:
 
 
 def test_states_come_back_exactly() -> None:
+    """R10: all global generators."""
     seed_everything(3)
     random.gauss(0, 1)
     np.random.randn()
@@ -66,6 +67,7 @@ def test_states_come_back_exactly() -> None:
 
 
 def test_states_survive_a_checkpoint() -> None:
+    """R10: all global generators, through files."""
     seed_everything(3)
     random.gauss(0, 1)
     stored = unflatten(*flatten(random_state()))

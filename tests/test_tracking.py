@@ -64,6 +64,7 @@ def test_file_in_the_way(tmp_path):
 
 
 def test_second_run_in_the_same_folder_is_refused(tmp_path):
+    """C6: the run's lock."""
     run = RunFolder(tmp_path, "a")
     with run.lock(), pytest.raises(DataError, match=f"process {os.getpid()}"):
         RunFolder(tmp_path, "a", resume=True).lock().acquire()
@@ -202,6 +203,7 @@ def test_no_tracker_writes_nothing(tmp_path):
 
 
 def test_tracking_changes_no_random_number(tmp_path):
+    """R7: trackers."""
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
     trackers = Trackers(Accelerator(cpu=True), ["tensorboard"], RunFolder(tmp_path, "a"))
     trackers.start({"lr": 0.1})

@@ -24,6 +24,7 @@ from .runs import EMBEDDINGS, ROUTED, farthest, recipe
 
 @pytest.mark.parametrize("objectives", [EMBEDDINGS, ROUTED], ids=["embeddings", "routed"])
 def test_cached_is_live(objectives: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """R4: losses of cached and live teachers."""
     live = train(recipe(objectives, "off"), tmp_path / "live")
     assert live.records("stage_end")[0]["teacher_forwards"] > 0
     for place in ("auto", "disk"):

@@ -47,6 +47,7 @@ def test_every_sample_once_and_last_batch_kept(small_split):
 
 @pytest.mark.parametrize("start", [0, 1, 6, 11])
 def test_mid_epoch_start_gives_the_tail(small_split, start):
+    """R8: no sample twice, none left out."""
     whole = ids_of(make_loader(small_split, 10, shuffle=True, seed=1, epoch=2))
     assert ids_of(make_loader(small_split, 10, shuffle=True, seed=1, epoch=2, start_batch=start)) == whole[start:]
 
@@ -54,6 +55,7 @@ def test_mid_epoch_start_gives_the_tail(small_split, start):
 @pytest.mark.parametrize("rows", [100, 101, 102, 103, 109])
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_together_read_the_global_batches(rows, world):
+    """R8: of two and three processes."""
     split = make_split(rows)
     ranks = [ids_of(make_loader(split, 10, shuffle=True, seed=1, rank=rank, world=world)) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
@@ -63,7 +65,19 @@ def test_ranks_together_read_the_global_batches(rows, world):
     assert [len(batch) for batch in joined[:-1]] == [10] * (len(joined) - 1)
 
 
+@pytest.mark.parametrize("stop", [1, 4])
+def test_r8_two_processes_read_each_sample_once_over_a_resume(small_split, stop):
+    """R8: what both read before a stop, and after it, is every sample once."""
+    read = []
+    for start, end in ((0, stop), (stop, None)):
+        for rank in range(2):
+            loader = make_loader(small_split, 10, shuffle=True, seed=1, epoch=3, start_batch=start, rank=rank, world=2)
+            read += flat(ids_of(loader)[: None if end is None else end - start])
+    assert sorted(read) == sorted(small_split.ids.tolist())
+
+
 def test_workers_give_the_same_batches(small_split):
+    """R4: the order does not depend on loader processes."""
     alone = ids_of(make_loader(small_split, 10, shuffle=True))
     assert ids_of(make_loader(small_split, 10, shuffle=True, num_workers=2, timeout=60)) == alone
 

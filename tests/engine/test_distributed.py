@@ -126,6 +126,7 @@ def test_the_records_are_the_same(both: tuple[Finished, Finished]) -> None:
 
 
 def test_the_weights_are_the_same(both: tuple[Finished, Finished]) -> None:
+    """P1: two processes against one at the same global batch."""
     one, two = (finished.weights() for finished in both)
     assert one.keys() == two.keys()
     for name in one:
@@ -139,6 +140,7 @@ def test_the_results_are_the_same(both: tuple[Finished, Finished]) -> None:
 
 
 def test_two_processes_resume_exactly(both: tuple[Finished, Finished], tmp_path: Path) -> None:
+    """R8: bit for bit, so with the same rows."""
     import shutil
 
     raw = both[1].program.config
@@ -155,6 +157,7 @@ def test_two_processes_resume_exactly(both: tuple[Finished, Finished], tmp_path:
 
 
 def test_another_number_of_processes_is_refused(both: tuple[Finished, Finished]) -> None:
+    """R6: unless it is allowed."""
     from moekd.errors import CheckpointError
 
     with pytest.raises(CheckpointError, match="world_size: 2 in the checkpoint, 1 now"):
@@ -172,6 +175,7 @@ def test_r6_another_number_of_processes_can_be_allowed(both: tuple[Finished, Fin
 
 
 def test_a_bad_loss_in_one_process_ends_both_with_the_samples(tmp_path: Path) -> None:
+    """P1: with one message."""
     raw = simple(
         student={"kind": "tiny_brittle", "inputs": ["left"]},
         data={"kind": "tiny", "batch_size": 40, "magic_ids": [7]},

@@ -124,6 +124,7 @@ def test_activations_are_forgotten_between_the_forwards() -> None:
 
 
 def test_every_forward_is_small_and_the_student_runs_twice() -> None:
+    """P5: under gradient caching."""
     cached = step_of(4, Contrastive())
     gradients(cached)
     network = cached.student.network

@@ -76,6 +76,7 @@ def assert_ends_as(expected: Finished, folder: Path) -> None:
 
 
 def test_kill_at_random_moments(expected: Finished, begin, tmp_path: Path) -> None:
+    """R2: `kill -9`, three times; twenty times in `moekd benchmark reliability`."""
     rng = random.Random(11)
     folder = tmp_path / "run"
     for fraction in (0.15, 0.4, 0.7):
@@ -92,6 +93,7 @@ def test_kill_at_random_moments(expected: Finished, begin, tmp_path: Path) -> No
 
 
 def test_a_signal_lets_the_step_end_and_saves(begin, tmp_path: Path) -> None:
+    """R5: the exit code is 128 and the signal."""
     folder, number = tmp_path / "run", signal.SIGINT
     process = begin()
     wait_for(folder / "metrics.jsonl", 10, process)

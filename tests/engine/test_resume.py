@@ -20,6 +20,7 @@ from .tiny import Finished, PowerCutError, cut_after, full, same_weights, simple
 #: Optimizer steps: stage cotrain 0-6, specialise 6-12, distill 12-18, baseline 18-21; three steps an epoch, a
 #: checkpoint every second step and at the end of every epoch and stage.
 STOPS = {
+    "before the first step": 0,
     "before the first checkpoint": 1,
     "in an epoch": 2,
     "after steps that no checkpoint has": 5,
@@ -57,11 +58,62 @@ def stopped(raw: dict[str, Any], runs: Path, steps: int) -> None:
 
 @pytest.mark.parametrize("steps", STOPS.values(), ids=STOPS)
 def test_resume_is_exact(undisturbed: Finished, tmp_path: Path, steps: int) -> None:
+    """R1: weights, log and results of a stopped run are those of one that was never stopped."""
     stopped(full(), tmp_path, steps)
     assert_same_run(train(full(), tmp_path, resume="auto"), undisturbed)
 
 
+@pytest.mark.parametrize("batches", [3, 5, 7])
+def test_r1_in_the_middle_of_accumulation(tmp_path: Path, batches: int) -> None:
+    """R1: checkpoints are at optimizer steps only, so gradients that were added up since are computed again."""
+    raw = simple({"accumulate": 2, "epochs": 3, "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.9}})
+    raw["trainer"] |= {"checkpoint_every": 1}
+    whole, run_batch, done = train(raw, tmp_path / "whole"), TrainLoop.run_batch, [0]
+
+    def run_or_die(loop: TrainLoop, batch: Any) -> bool:
+        stepped = run_batch(loop, batch)
+        done[0] += 1
+        if done[0] == batches:
+            assert (loop.state.batch % 2 == 1) is not stepped or loop.state.batch == 3
+            raise PowerCutError
+        return stepped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainLoop, "run_batch", run_or_die)
+        with pytest.raises(PowerCutError):
+            train(raw, tmp_path / "cut")
+    assert_same_run(train(raw, tmp_path / "cut", resume="auto"), whole)
+
+
+def test_r4_with_loader_processes_and_with_cached_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: stopped and resumed with 2 loader processes and stored signals: the rows and losses of a plain run."""
+    teachers = {"right": {"kind": "mlp", "inputs": ["right"], "in_features": 10, "hidden": [12]}}
+    read: list[list[int]] = []
+    run_batch = TrainLoop.run_batch
+
+    def record(loop: TrainLoop, batch: dict[str, Any]) -> bool:
+        read.append(batch["id"].tolist())
+        return run_batch(loop, batch)
+
+    def run(workers: int, cache: str) -> dict[str, Any]:
+        data = {"kind": "tiny", "batch_size": 16, "num_workers": workers}
+        return simple({"objectives": ["cross_entropy", "kd"], "cache": cache}, teachers=teachers, data=data) | {
+            "cache": {"folder": str(tmp_path / "signals")}
+        }
+
+    monkeypatch.setattr(TrainLoop, "run_batch", record)
+    plain = train(run(0, "off"), tmp_path / "plain")
+    rows, read[:] = list(read), []
+    stopped(run(2, "disk"), tmp_path / "other", 3)
+    del read[3:]  # the fourth batch was read, and its step did not happen
+    other = train(run(2, "disk"), tmp_path / "other", resume="auto")
+    assert read == rows
+    for one, two in zip(plain.records("train"), other.records("train"), strict=True):
+        assert one["losses"] == pytest.approx(two["losses"], rel=1e-5)
+
+
 def test_each_sample_is_read_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R8: over a resume too; every epoch has its own order."""
     read: dict[tuple[str, str, int, int], list[int]] = {}
     run_batch = TrainLoop.run_batch
 
@@ -84,6 +136,7 @@ def test_each_sample_is_read_once_an_epoch(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_run_that_is_stopped_again_and_again(undisturbed: Finished, tmp_path: Path) -> None:
+    """R2: at random steps, four times."""
     rng = random.Random(5)
     with pytest.MonkeyPatch.context() as patch:
         cut_after(patch, 3)
@@ -98,11 +151,13 @@ def test_a_run_that_is_stopped_again_and_again(undisturbed: Finished, tmp_path: 
 
 
 def test_resuming_a_finished_run_changes_nothing(undisturbed: Finished, tmp_path: Path) -> None:
+    """R1: at the last step."""
     shutil.copytree(undisturbed.run.path, tmp_path / "run")
     assert_same_run(train(full(), tmp_path, resume="auto"), undisturbed)
 
 
 def test_resume_from_a_named_checkpoint(undisturbed: Finished, tmp_path: Path) -> None:
+    """R1: `--resume PATH`, also from one that is not the newest."""
     shutil.copytree(undisturbed.run.path, tmp_path / "run")
     checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("0*"))
     assert_same_run(train(full(), tmp_path, resume=checkpoints[5]), undisturbed)
@@ -157,6 +212,7 @@ ENDINGS = {
 
 @pytest.mark.parametrize("stage", ENDINGS.values(), ids=ENDINGS)
 def test_resume_is_exact_for_every_kind_of_stage(tmp_path: Path, stage: dict[str, Any]) -> None:
+    """R1: early stopping, accumulation, a number of steps, schedules with noise."""
     if stage.get("scheduler") == "one_cycle_lr":
         stage = stage | {"scheduler": {"kind": "one_cycle_lr", "max_lr": 0.01}}
     raw = simple(stage)
@@ -168,6 +224,7 @@ def test_resume_is_exact_for_every_kind_of_stage(tmp_path: Path, stage: dict[str
 
 
 def test_auto_without_a_checkpoint_says_so_and_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """R9: `auto` starts anew and says so."""
     caplog.set_level(logging.INFO)
     run = train(simple(), tmp_path, resume="auto")
     assert "no checkpoint to resume from: the run starts from the beginning" in caplog.text
@@ -175,11 +232,13 @@ def test_auto_without_a_checkpoint_says_so_and_starts(tmp_path: Path, caplog: py
 
 
 def test_a_named_checkpoint_must_exist(tmp_path: Path) -> None:
+    """R9: a path without a checkpoint is an error."""
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*missing"):
         train(simple(), tmp_path, resume=tmp_path / "missing")
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path: Path) -> None:
+    """R9: no silent restart in a folder that holds a run."""
     train(simple(), tmp_path)
     with pytest.raises(ConfigError, match=r"run 'run' exists already .* --resume"):
         train(simple(), tmp_path)
@@ -191,6 +250,7 @@ def changed(epochs: int = 2, **stage: Any) -> dict[str, Any]:
 
 
 def test_another_config_is_refused_by_the_name_of_the_key(tmp_path: Path) -> None:
+    """R6: unless `--override` names it."""
     stopped(changed(), tmp_path, 4)
     with pytest.raises(CheckpointError) as error:
         train(changed(3, clip_norm=1.0), tmp_path, resume="auto")
@@ -220,6 +280,7 @@ def test_an_allowed_learning_rate_takes_effect(tmp_path: Path) -> None:
     ],
 )
 def test_other_data_or_another_seed_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    """R6: other data, another seed."""
     stopped(changed(), tmp_path, 4)
     with pytest.raises(CheckpointError) as error:
         train(changed() | change, tmp_path, resume="auto")
@@ -227,6 +288,7 @@ def test_other_data_or_another_seed_is_refused(tmp_path: Path, change: dict[str,
 
 
 def test_other_teachers_are_refused(tmp_path: Path) -> None:
+    """R6: other weights or widths of a teacher, with what differs."""
     import safetensors.torch
 
     from .tiny import recipe_of
@@ -258,6 +320,7 @@ def test_other_teachers_are_refused(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_with_the_reason(
     undisturbed: Finished, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """C1: `auto` takes the newest valid one and says what it skipped and why."""
     stopped(full(), tmp_path, 8)
     newest, _ = find_latest(tmp_path / "run" / "checkpoints")
     assert newest is not None
@@ -278,6 +341,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_the_reason(
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    """C6: while another process holds the folder."""
     stopped(simple(), tmp_path, 2)
     from moekd.tracking import RunFolder
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from moekd.stages.train import TrainLoop
 
-from .tiny import FULL, ROUTED, Finished, full, train
+from .tiny import FULL, ROUTED, Finished, full, simple, train
 
 ALL_ROWS = 40
 
@@ -120,6 +120,7 @@ def close(a: Any, b: Any) -> bool:
 
 
 def test_cached_and_live_teachers_train_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: cache on and off."""
     steps: dict[str, list[dict[str, torch.Tensor]]] = {mode: [] for mode in MODES}
     running = [""]
 
@@ -180,7 +181,7 @@ def test_teachers_and_masks_stay_as_they_are(tmp_path: Path, monkeypatch: pytest
 
 
 def test_teacher_forwards_are_as_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forwards a step: none with a cache, else one a teacher, whatever the number of variants (here three)."""
+    """P5.: Forwards a step: none with a cache, else one a teacher, whatever the number of variants (here three)."""
     forwards: list[int] = []
     rows: list[int] = []
 
@@ -203,7 +204,21 @@ def test_teacher_forwards_are_as_planned(tmp_path: Path, monkeypatch: pytest.Mon
     assert set(routed) <= {1, 2}
 
 
+def test_p5_teachers_run_once_a_step_whatever_the_student_computes_again(tmp_path: Path) -> None:
+    """P5: a student with activation checkpointing, and gradient caching; numbers are those of the plain student."""
+    teachers = {"right": {"kind": "mlp", "inputs": ["right"], "in_features": 10, "hidden": [12]}}
+    stage = {"objectives": ["kd"], "cache": "off", "epochs": 1, "monitor": None}
+    student = {"kind": "tiny_checkpointed", "inputs": ["left"]}
+    plain = train(simple(stage, student=student, teachers=teachers), tmp_path, "plain")
+    chunked = train(simple(stage | {"micro_batch": 8}, student=student, teachers=teachers), tmp_path, "chunked")
+    for run, forwards in ((plain, 3), (chunked, 5)):  # 16, 16 and 8 rows: one forward each, or one for 8 rows
+        (end,) = run.records("stage_end")
+        assert (end["steps"], end["teacher_forwards"]) == (3, forwards)
+    assert chunked.records("train")[-1]["losses"] == pytest.approx(plain.records("train")[-1]["losses"], rel=1e-5)
+
+
 def test_routed_rows_run_once_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P5: of teachers that run on routed rows only."""
     rows: list[int] = []
 
     def start(loop: TrainLoop) -> None:

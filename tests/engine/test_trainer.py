@@ -33,6 +33,7 @@ def with_batch(size: int, stage: dict[str, Any], **data: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("clip", [{}, {"clip_norm": 0.05}], ids=["plain", "clipped"])
 def test_four_small_batches_are_one_large_one(tmp_path: Path, clip: dict[str, Any]) -> None:
+    """R11: a whole run with four batches a step."""
     large = train(with_batch(40, clip), tmp_path, "large")
     small = train(with_batch(10, {"accumulate": 4, **clip}), tmp_path, "small")
     assert large.records("stage_end")[0]["steps"] == small.records("stage_end")[0]["steps"] == 2
@@ -185,7 +186,7 @@ def test_a_missing_gpu_is_a_mistake_of_the_config(tmp_path: Path) -> None:
 
 
 def test_two_engines_in_one_process_share_nothing(tmp_path: Path) -> None:
-    """A run of another precision and seed, begun and ended in between, changes nothing."""
+    """P4.: A run of another precision and seed, begun and ended in between, changes nothing."""
     alone = train(simple(), tmp_path, "alone")
     other = simple({"epochs": 1}, seed=9)
     other["trainer"] |= {"mixed_precision": "bf16", "deterministic": False}
@@ -212,6 +213,7 @@ def test_two_engines_in_one_process_share_nothing(tmp_path: Path) -> None:
 
 
 def test_same_seed_same_run_other_seed_other_run(tmp_path: Path) -> None:
+    """R7: bit for bit."""
     first, second = (train(full(), tmp_path, name) for name in ("first", "second"))
     assert same_weights(first.weights(), second.weights()) == []
     assert first.records() == second.records()
@@ -220,6 +222,7 @@ def test_same_seed_same_run_other_seed_other_run(tmp_path: Path) -> None:
 
 
 def test_trackers_and_progress_change_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """R7: bit for bit."""
     raw = full(baselines={})
     silent = train(raw, tmp_path, "silent")
     assert capsys.readouterr().err == ""
@@ -300,6 +303,8 @@ def test_a_monitored_objective_is_measured_on_the_moving_average(tmp_path: Path)
 
 
 def test_workers_change_no_number(tmp_path: Path) -> None:
+    """R4: 0 and 2 loader processes."""
+
     def workers(count: int) -> dict[str, Any]:
         return simple({"epochs": 1}, data={"kind": "tiny", "batch_size": 16, "num_workers": count})
 
@@ -326,22 +331,36 @@ def test_degenerate_runs_stay_finite(tmp_path: Path, raw: dict[str, Any]) -> Non
     assert len(run.records("stage_end")) == 4
 
 
-def test_memory_and_open_files_stay_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_p3_memory_open_files_and_hooks_stay_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P3: over 2,000 steps with live teachers that are tapped; no hook is left behind."""
     import os
 
     import psutil
 
+    from ..builders import hook_count
+
     seen: list[tuple[int, int]] = []
-    end_epoch = TrainLoop.end_epoch
+    run_batch = TrainLoop.run_batch
 
-    def record(loop: TrainLoop) -> None:
-        end_epoch(loop)
-        seen.append((psutil.Process().memory_info().rss, len(os.listdir("/proc/self/fd"))))
+    def record(loop: TrainLoop, batch: Any) -> bool:
+        stepped = run_batch(loop, batch)
+        if loop.state.step % 100 == 0:
+            seen.append((psutil.Process().memory_info().rss, len(os.listdir("/proc/self/fd"))))
+        return stepped
 
-    monkeypatch.setattr(TrainLoop, "end_epoch", record)
-    raw = simple({"epochs": 30}, data={"kind": "tiny", "batch_size": 8, "rows": 200})
-    raw["trainer"] |= {"checkpoint_every": None, "keep": 1}
+    monkeypatch.setattr(TrainLoop, "run_batch", record)
+    tapped = MLP | {"inputs": ["right"], "in_features": 10, "taps": ["fc1"]}
+    stage = {
+        "epochs": 8,
+        "cache": "off",
+        "objectives": [{"kind": "fitnets", "student_tap": "fc1", "teacher_tap": "fc1"}],
+    }
+    raw = simple(stage, student=MLP | {"taps": ["fc1"]}, teachers={"right": tapped})
+    raw["data"] = {"kind": "tiny", "batch_size": 4, "rows": 1000}
+    raw["trainer"] |= {"checkpoint_every": None, "keep": 1, "log_every": 20}
     run = train(raw, tmp_path)
-    assert run.records("stage_end")[0]["steps"] == 750
-    assert seen[-1][0] - seen[10][0] < 8 * 2**20
-    assert seen[-1][1] == seen[10][1]
+    assert run.records("stage_end")[0]["steps"] == 2000
+    assert len(seen) == 20
+    assert seen[-1][0] - seen[4][0] < 8 * 2**20
+    assert seen[-1][1] == seen[4][1]
+    assert hook_count(run.program.pool) == hook_count(run.program.phases[0].student) == 0

@@ -110,6 +110,7 @@ class Summing(nn.Module):
 
 @pytest.mark.parametrize("case", ["lenet5", "several inputs"])
 def test_program_gives_the_same_logits_where_moekd_can_not_be_imported(tmp_path, case):
+    """C8."""
     folder, inputs = tmp_path / "student", ["image", "vector"]
     if case == "lenet5":
         model, config = make_student(case)
@@ -171,6 +172,7 @@ def test_config_says_how_to_use_the_student(tmp_path):
 
 
 def test_only_the_student_is_in_the_files(tmp_path):
+    """C8: no weights of teachers."""
     teacher = nn.Linear(50, 50)
     buffer = torch.cat([torch.randn(84 * 7), teacher.weight.detach().flatten()])
     model, config = make_student()
@@ -270,6 +272,7 @@ def test_weights_are_exported_even_if_the_program_can_not_be(tmp_path, caplog):
 
 
 def test_damaged_weights_are_refused(tmp_path):
+    """C1: of an exported student."""
     model, config = make_student()
     folder = export_student(model, config, tmp_path / "s", program=False)
     file = folder / "model.safetensors"

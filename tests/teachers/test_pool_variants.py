@@ -203,6 +203,7 @@ def test_cumulative_features_below_the_own_mask_are_those_of_the_mask_before() -
 
 
 def test_hooks_are_gone_after_a_forward_and_after_a_failure() -> None:
+    """P3: no leaked hooks."""
     pool, batch = make_pool("fusion", "late"), make_batch()
     before = hook_count(pool)
     pool(batch, features=True)

@@ -13,13 +13,30 @@ import torch
 from accelerate import Accelerator
 
 from ..teachers import TeacherPool
-from .performance_engine import EngineArm, av_mnist, make_data, make_pool, plain_rows, published_pool, shapes_for
+from .performance_engine import (
+    Cache,
+    EngineArm,
+    Shapes,
+    av_mnist,
+    make_data,
+    make_pool,
+    plain_rows,
+    published_pool,
+    small_cnn,
+)
 from .performance_overhead import Bench
 from .performance_published import Image, PlainLoop, published_teachers
 from .performance_stages import CPU_BATCH
 from .performance_timing import row
 
 STEPS = 2000
+#: Small enough for so many steps.
+TINY = Shapes(
+    "small_cnn, 12 and 24 channels, 16 rows of 16 x 16 pixels",
+    {"image": (3, 16, 16)},
+    *(98, 16, 20, small_cnn((12, 24), 48), small_cnn((12, 24), 48), {"pool": 24, "fc1": 48}),
+    hidden_factor=4,
+)
 
 
 def memory(bench: Bench) -> Iterator[dict[str, Any]]:
@@ -30,13 +47,12 @@ def memory(bench: Bench) -> Iterator[dict[str, Any]]:
         for arm in ("moekd", "published loop"):
             found = _in_a_process(bench, arm, stage, batch)
             yield row("memory", case, arm, f"{stage}: peak", found["peak"] / 2**20, "MB")
-    shapes = shapes_for("cpu")["smallest"]
-    steps = 64 if bench.quick else STEPS
+    steps = 80 if bench.quick else STEPS
     for arm in ("cached", "live"):
         found = _in_a_process(bench, arm, "distill", steps)
         grown = (found["after"] - found["before"]) / 2**20
         what = f"growth of memory from step {steps // 4} to {steps}"
-        yield row("memory", shapes.title, arm, what, grown, "MB", "at most 8")
+        yield row("memory", TINY.title, arm, what, grown, "MB", "at most 8")
 
 
 def _in_a_process(bench: Bench, *words: Any) -> dict[str, float]:
@@ -71,15 +87,8 @@ def peak(accelerator: Accelerator, arm: str, stage: str, batch: int) -> dict[str
 
 def growth(accelerator: Accelerator, arm: str, stage: str, steps: int) -> dict[str, float]:
     """Return the memory after a quarter of the steps and after all of them, in bytes."""
-    shapes = shapes_for("cpu")["smallest"]
-    run = EngineArm(
-        stage,
-        shapes.student(),
-        make_pool(shapes, 4),
-        make_data(shapes),
-        accelerator,
-        "memory" if arm == "cached" else "off",
-    )
+    cache: Cache = "memory" if arm == "cached" else "off"
+    run = EngineArm(stage, TINY.student(), make_pool(TINY, 4), make_data(TINY), accelerator, cache)
     found, done = {}, 0
     for name, until in (("before", steps // 4), ("after", steps)):
         while done < until:

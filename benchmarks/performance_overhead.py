@@ -64,7 +64,7 @@ def overhead(bench: Bench, cases: Mapping[str, Shapes] | None = None) -> Iterato
         alone = _engine(bench, shapes, "alone", TeacherPool({}))
         cached = {count: _engine(bench, shapes, "distill", make_pool(shapes, count), "memory") for count in counts}
         arms: dict[str, Round] = {"": alone, **{str(count): arm for count, arm in cached.items()}}
-        times = bench.take_turns(arms, 15)
+        times = bench.take_turns(arms, 11)
         yield row("overhead", shapes.title, "student alone", "step", 1000 * times.median(""), "ms")
         target = "at most 1.10" if name == "smallest" and bench.device.type == "cpu" else "at most 1.05"
         for count in counts:
@@ -86,7 +86,7 @@ def _live(bench: Bench, shapes: Shapes, counts: Sequence[int]) -> Iterator[dict[
             "every variant in full": plain_arm(shapes, count, bench.device, bench.accelerator.autocast),
         }
         alone: dict[str, Round] = {"": _engine(bench, shapes, "alone", TeacherPool({}))}
-        times = bench.take_turns(alone | arms, 5)
+        times = bench.take_turns(alone | arms, 3)
         for arm in arms:
             yield row("overhead", shapes.title, arm, f"O({count})", times.ratio(arm, ""), "")
 
@@ -106,7 +106,7 @@ def routing(bench: Bench, case: Shapes | None = None) -> Iterator[dict[str, Any]
         "routed, one of four": routed,
         "forwards of the four": _forwards(bench, pool, batches),
     }
-    times = bench.take_turns(arms, 11)
+    times = bench.take_turns(arms, 7)
     for arm in arms:
         yield row("routing", shapes.title, arm, "step", 1000 * times.median(arm), "ms")
     cost = times.combined(lambda t: _beyond(t, "routed, one of four") / _beyond(t, "all four"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import write_text
+from .performance_figure import write_figure
 from .performance_timing import Interval
 
 COLUMNS = (
@@ -52,6 +53,7 @@ def write_report(rows: Sequence[dict[str, Any]], folder: Path, command: str) -> 
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows({key: _rounded(row[key]) for key in COLUMNS} for row in ordered)
+    write_figure(ordered, folder / "performance.svg")
     return write_text(folder / "performance.md", markdown(ordered, command))
 
 

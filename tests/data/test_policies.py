@@ -37,7 +37,7 @@ class Unreadable(Split):
 
 
 def test_raise_names_sample_and_path(damaged):
-    """D1: the message has id and path."""
+    """N1, D1: the message has id and path."""
     with pytest.raises(DataError, match=r"bad sample 1003 .*sample_3.bin.*field 'x' holds NaN or infinite"):
         with_policy(damaged, "raise").__getitems__([1, 2, 3])
 

@@ -186,7 +186,7 @@ def test_a_missing_gpu_is_a_mistake_of_the_config(tmp_path: Path) -> None:
 
 
 def test_two_engines_in_one_process_share_nothing(tmp_path: Path) -> None:
-    """P4.: A run of another precision and seed, begun and ended in between, changes nothing."""
+    """P4: a run of another precision and seed, begun and ended in between, changes nothing."""
     alone = train(simple(), tmp_path, "alone")
     other = simple({"epochs": 1}, seed=9)
     other["trainer"] |= {"mixed_precision": "bf16", "deterministic": False}

@@ -119,8 +119,8 @@ def test_every_command_has_its_section_and_the_other_way_round() -> None:
         for child in getattr(command, "commands", {"": None})
     }
     page = (ROOT / "docs/commands.md").read_text()
-    assert set(re.findall(r"^## ([a-z][a-z ]+)$", page, re.M)) == commands
-    assert set(re.findall(r"<!-- options: ([a-z ]+) -->", page)) == commands
+    assert set(re.findall(r"^## ([a-z][a-z_ ]+)$", page, re.M)) == commands
+    assert set(re.findall(r"<!-- options: ([a-z_ ]+) -->", page)) == commands
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

@@ -181,7 +181,7 @@ def test_teachers_and_masks_stay_as_they_are(tmp_path: Path, monkeypatch: pytest
 
 
 def test_teacher_forwards_are_as_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """P5.: Forwards a step: none with a cache, else one a teacher, whatever the number of variants (here three)."""
+    """P5: forwards a step: none with a cache, else one a teacher, whatever the number of variants (here three)."""
     forwards: list[int] = []
     rows: list[int] = []
 

@@ -13,6 +13,7 @@ from ..distributed import rank, sum_over_processes, whole, world_size
 from ..errors import NonFiniteError
 from ..model import Batch
 from ..schedules import Progress
+from ..signals import Signals
 from ..step import Step
 from .training_step import TrainingStep
 
@@ -110,10 +111,7 @@ def explain(module: TrainingStep, batch: Batch, progress: Progress, where: str, 
             lines += _rows(f"input field '{field}'", value, batch)
     view = Step(batch, module.models, progress, True, module.variants, module.features, module.cache)
     for name in ["student", *module.variants]:
-        logits = view.signals(name).logits
-        if logits is not None:
-            who = "the student" if name == "student" else f"teacher '{name}'"
-            lines += _rows(f"logits of {who}", logits, batch)
+        lines += _said(view.signals(name), "the student" if name == "student" else f"teacher '{name}'", batch)
     terms: dict[str, Any] = {}
     for weighted in module.objectives:
         terms |= weighted.terms(view)  # type: ignore[operator]
@@ -142,6 +140,14 @@ def _size(gradients: list[Tensor]) -> Tensor:
         sums = (g.sum(dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients)
         return sum(sums, torch.zeros(()))
     return whole(nn.utils.get_total_norm(gradients))
+
+
+def _said(signals: Signals, who: str, batch: Batch) -> list[str]:
+    """Return a line for each thing that a model says which is not finite."""
+    values = {} if signals.logits is None else {"logits": signals.logits}
+    for group, found in (("embedding", signals.embeddings), ("head", signals.heads), ("tap", signals.features)):
+        values |= {f"{group} '{name}'": value for name, value in found.items() if value.is_floating_point()}
+    return [line for what, value in values.items() for line in _rows(f"{what} of {who}", value, batch)]
 
 
 def _rows(what: str, value: Tensor, batch: Batch) -> list[str]:

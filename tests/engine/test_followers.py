@@ -137,6 +137,8 @@ def test_any_objective_can_read_it(tmp_path: Path) -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"teachers\.momentum\.follows: .*weights differ"):
         recipe_of(recipe(CONTRAST, teachers={"momentum": TOWERS | {"dim": 9, "follows": {}}})).build()
+    with pytest.raises(ConfigError, match="where and as the student does"):
+        recipe_of(recipe(CONTRAST, teachers={"momentum": {"follows": {}, "device": "cpu"}})).build()
     with pytest.raises(ConfigError, match="follows"):
         parse_recipe(recipe(CONTRAST, student=TOWERS | {"follows": {}}), "t")
     with pytest.raises(ConfigError, match=r"momentum"):

@@ -64,6 +64,7 @@ class Step:
         self.training, self.features, self.cache = training, features, cache
         #: Losses of the first routed objective to every expert, `[B, T]`, where the router's gate reads them.
         self.expert_losses: Tensor | None = None
+        self._rows_ran: PoolSignals | None = None
         self._variants = list(models.pool.experts if variants is None else variants)
 
     @property
@@ -127,8 +128,10 @@ class Step:
         return not router.needs_teachers and self.routing.chosen is not None
 
     def run_rows(self, rows: Mapping[str, Tensor]) -> PoolSignals:
-        """Run every teacher on the rows of its variants only."""
-        return self.pool(self.batch, variants=list(rows), rows=rows, features=self.features)
+        """Run every teacher on the rows that the routing gave to its variants, and on no others; once a step."""
+        if self._rows_ran is None:
+            self._rows_ran = self.pool(self.batch, variants=list(rows), rows=rows, features=self.features)
+        return self._rows_ran
 
     @cached_property
     def _planned(self) -> PoolSignals:

@@ -102,14 +102,31 @@ class RoutedObjective(Objective):
                 yield weights_BT[:, index], self.objective.pair_with(name, student, signals, step.batch)
 
     def _to_mixture(self, step: Step, student: Signals, routing: Routing) -> Tensor:
-        """Return the loss to one target that is mixed from what all teachers say."""
-        teachers, weights_BT = step.expert_signals.detach(), routing.applied_weights
-        objective = self.objective
-        reads_more = objective.reads_features or objective.reads_embeddings
-        if objective.mixes_targets or (reads_more and not objective.logits_only):
-            return objective.mixed(student, teachers, weights_BT, routing.mix, step.batch)
-        teacher = mixed_teacher(teachers.logits, weights_BT, routing.mix, objective.temperature)
+        """Return the loss to one target that is mixed from what all teachers say, or the chosen ones alone."""
+        objective, weights = self.objective, routing.applied_weights
+        if mixes_logits(objective) and not objective.compares_rows and step.routes_rows_first:
+            logits, weights = self._chosen_logits(step, routing)
+        else:
+            teachers = step.expert_signals.detach()
+            if not mixes_logits(objective):
+                return objective.mixed(student, teachers, weights, routing.mix, step.batch)
+            logits = teachers.logits
+        teacher = mixed_teacher(logits, weights, routing.mix, objective.temperature)
         return objective.pair_with("", student, teacher, step.batch)
+
+    def _chosen_logits(self, step: Step, routing: Routing) -> tuple[Tensor, Tensor]:
+        """Return the logits of the k teachers chosen for each row, `[B, k, C]`, and their weights, `[B, k]`."""
+        rows, chosen_Bk = routing.rows(step.experts), routing.chosen
+        assert chosen_Bk is not None
+        teachers = step.run_rows(rows).detach()
+        parts = {name: signals.require_logits(f"{self.name}: '{name}'") for name, signals in teachers.items()}
+        like = next(iter(parts.values()))
+        logits_BkC = like.new_zeros(*chosen_Bk.shape, *like.shape[1:])
+        for index, name in enumerate(step.experts):
+            if name in parts:
+                r = rows[name]
+                logits_BkC[r, (chosen_Bk[r] == index).long().argmax(dim=1)] = parts[name]
+        return logits_BkC, routing.applied_weights.gather(1, chosen_Bk.clamp_min(0)) * (chosen_Bk >= 0)
 
     def _by_position(self, step: Step, student: Signals, routing: Routing) -> Tensor:
         """Weigh the losses of every token or pixel on their own, and take the mean over those that count, `[B]`."""
@@ -153,6 +170,13 @@ class RoutedKD(RoutedObjective):
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__(KD(temperature=temperature))
         self.name = "routed_kd"
+
+
+def mixes_logits(objective: Objective) -> bool:
+    """Tell whether a target that is mixed from several teachers is mixed from their logits alone."""
+    if not isinstance(objective, PairwiseObjective) or objective.mixes_targets:
+        return False
+    return objective.logits_only or not (objective.reads_features or objective.reads_embeddings)
 
 
 def mixed_teacher(logits_BTC: Tensor, weights_BT: Tensor, mix: Mix = "probs", temperature: float = 1.0) -> Signals:

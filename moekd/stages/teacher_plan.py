@@ -25,6 +25,7 @@ from ..distributed import world_size
 from ..errors import ConfigError
 from ..objectives import Objective
 from ..objectives.inputs import TapPair
+from ..objectives.routed import mixes_logits
 from ..routers import Router
 from ..routers.gates import Gate
 from ..step import Models, TeacherSource
@@ -244,7 +245,16 @@ def _said(
 
 
 def _routes_rows_first(models: Models, router: Router, wanted: list[str], settings: StageSettings) -> bool:
-    """Tell whether every teacher may see only its rows: nobody else reads them and few are chosen without them."""
-    k, pool = getattr(router.selection, "k", None), models.pool
+    """Tell whether every teacher may see only its rows: nobody else reads them and few are chosen without them.
+
+    Losses that compare rows need all of them. Targets are mixed from the chosen teachers' logits alone where nothing
+    else of them is mixed.
+    """
+    k, pool = router.selection.k, models.pool
+    routed = [getattr(w.objective, "objective", w.objective) for w in settings.objectives if w.objective.routable]
+    if any(getattr(objective, "compares_rows", False) for objective in routed):
+        return False
+    if router.combine == "target" and not all(mixes_logits(objective) for objective in routed):
+        return False
     others = {n for w in settings.objectives if not w.objective.routable for n in w.objective.variants(pool)}
-    return not router.needs_teachers and router.combine != "target" and not others and k is not None and k < len(wanted)
+    return not router.needs_teachers and not others and k is not None and k < len(wanted)

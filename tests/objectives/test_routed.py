@@ -160,3 +160,36 @@ def test_temperature_is_the_one_of_the_pair() -> None:
     )
     with pytest.raises(ValueError, match="temperature must be positive"):
         RoutedKD(0.0)
+
+
+@pytest.mark.parametrize("mix", ["probs", "logits", "logmeanexp", "confidence"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_mixture_of_the_chosen_teachers_runs_their_rows_only(mix: str, k: int) -> None:
+    routers = [make_router(4, k=k, combine="target", mix=mix, signal="kd" if k > 1 else None) for _ in range(2)]
+    pool, batch = strangers(4), make_batch(9)
+    seen: list[int] = []
+    for name in pool.names:
+        pool.teacher(name).network.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
+    losses, gradients = [], []
+    for router, variants in zip(routers, ([], None), strict=True):
+        seen.clear()
+        step = make_step(pool, router, batch, variants=variants)
+        losses.append(RoutedKD()(step)["routed_kd"])
+        assert sum(seen) == 9 * (4 if variants is None else k)
+        if k > 1:
+            gradients.append(torch.autograd.grad(losses[-1].sum(), list(router.gate.parameters())))
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+    for first, all_rows in zip(*(gradients or ([], [])), strict=True):
+        torch.testing.assert_close(first, all_rows, rtol=1e-4, atol=1e-6)
+
+
+def test_two_routed_objectives_share_the_teachers_rows() -> None:
+    pool = strangers(3)
+    step = make_step(pool, make_router(3), variants=[])
+    objectives = [RoutedKD(), RoutedObjective(LabelGap())]
+    found = [objective(step) for objective in objectives]
+    assert pool.forwards <= 3
+    full = make_step(strangers(3), make_router(3))
+    for objective, losses in zip(objectives, found, strict=True):
+        for name, loss in objective(full).items():
+            torch.testing.assert_close(losses[name], loss, rtol=1e-5, atol=1e-6)

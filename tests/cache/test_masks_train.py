@@ -70,6 +70,15 @@ def test_masks_of_maps_with_and_without_room_for_them(
     assert farthest(live, cramped) < 1e-6
 
 
+def test_without_any_room_nothing_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    live, _ = ran(recipe("off"), tmp_path / "off", caplog)
+    cramped, said = ran(recipe(cache={"memory_gb": 0}), tmp_path / "cramped", caplog)
+    assert "the frozen student runs live: 0.00 GB of signals" in said
+    assert "cached" not in said
+    assert cramped.records("stage_end")[0]["teacher_forwards"] == 2 * cramped.records("stage_end")[0]["steps"]
+    assert farthest(live, cramped) < 1e-6
+
+
 def test_data_that_change_are_not_cached_but_run_without_gradients(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

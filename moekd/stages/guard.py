@@ -151,7 +151,7 @@ def _said(signals: Signals, who: str, batch: Batch) -> list[str]:
 
 
 def _rows(what: str, value: Tensor, batch: Batch) -> list[str]:
-    bad = ~torch.isfinite(value.flatten(1)).all(dim=1)
+    bad = ~torch.isfinite(value.reshape(len(value), -1)).all(dim=1)
     if not bool(bad.any()):
         return []
     return [

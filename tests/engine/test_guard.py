@@ -9,17 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from moekd.checkpoint import find_latest, load_checkpoint
 from moekd.errors import DataError, NonFiniteError
+from moekd.networks import NETWORKS
 from moekd.program import Program
+from moekd.signals import Signals
 from moekd.stages.guard import FiniteGuard
 from moekd.stages.loop_state import LoopState
 from moekd.stages.recovery import MOST_OVERFLOWS, NonFinitePolicy, Recovery
 from moekd.tracking import RunFolder
 from moekd.trainer import Trainer
 
-from .tiny import MLP, PowerCutError, cut_after, recipe_of, same_weights, simple, train, weights_of
+from ..objectives.towers import TwoTowers
+from .tiny import MAGIC, MLP, PowerCutError, cut_after, recipe_of, same_weights, simple, train, weights_of
 
 BRITTLE = {"kind": "tiny_brittle", "inputs": ["left"]}
 
@@ -247,6 +251,26 @@ def test_bad_losses_that_are_read_later(tmp_path: Path, monkeypatch: pytest.Monk
     assert newest is not None
     saved_step = load_checkpoint(newest)[0]["stage"]["loop"]["step"]
     assert saved_step == step
+
+
+class BrittleTowers(TwoTowers):
+    """Two towers whose image's embedding is infinite on magic rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, left_BD: Tensor, right_BD: Tensor) -> Signals:
+        return super().forward(left_BD / (left_BD[:, :1] != MAGIC), right_BD)
+
+
+def test_a_bad_embedding_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """N1: models without a classifier are named by what they say."""
+    monkeypatch.setitem(NETWORKS._members, "brittle_towers", BrittleTowers)
+    student = {"kind": "brittle_towers", "inputs": ["left", "right"]}
+    raw = simple({"objectives": ["contrastive"]}, student=student, data=data(magic_ids=[5]))
+    _, message = fail(raw, tmp_path, NonFiniteError)
+    assert "embedding 'image' of the student is not finite in 1 of 8 rows; sample ids: 5" in message
+    assert "embedding 'text'" not in message
 
 
 def test_scaled_gradients_that_always_overflow() -> None:

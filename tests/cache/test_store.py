@@ -177,7 +177,7 @@ def test_damage_is_noticed_and_repaired(
 
 @pytest.mark.parametrize("place", [i / 16 for i in range(17)])
 def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path, place: float) -> None:
-    """C1: K3: one bit anywhere in a shard."""
+    """C1, K3: one bit anywhere in a shard."""
     teachers = pass_of(variants=["b"], needs=LOGITS)
     through(tmp_path, teachers)
     table = Table.open(tables(tmp_path)[0])

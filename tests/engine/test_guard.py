@@ -19,6 +19,7 @@ from moekd.signals import Signals
 from moekd.stages.guard import FiniteGuard
 from moekd.stages.loop_state import LoopState
 from moekd.stages.recovery import MOST_OVERFLOWS, NonFinitePolicy, Recovery
+from moekd.stages.train import TrainLoop
 from moekd.tracking import RunFolder
 from moekd.trainer import Trainer
 
@@ -283,3 +284,34 @@ def test_scaled_gradients_that_always_overflow() -> None:
         recovery.stepped(True)
     with pytest.raises(NonFiniteError, match="51 steps in a row were not finite in fp16, whatever the loss scale"):
         recovery.stepped(True)
+
+
+def bilevel(policy_name: str, magic: list[int]) -> dict[str, Any]:
+    """Return a bilevel run whose held-out rows (ids from 40) break the student."""
+    raw = simple(
+        {"kind": "bilevel", "trains": ["student", "router"], "objectives": ["cross_entropy", "routed_kd"]},
+        student=BRITTLE,
+        teachers={"a": MLP, "b": MLP},
+        router={"gate": "mlp", "selection": "dense", "combine": "loss", "signal": "bilevel"},
+        data=data(magic_ids=magic),
+    )
+    return policy(raw, policy_name, 20)
+
+
+def test_a_bad_outer_step(tmp_path: Path) -> None:
+    """N1: a held-out loss that is no number never moves the router."""
+    before = weights_of(recipe_of(bilevel("raise", [])).build())
+    program, message = fail(bilevel("raise", list(range(40, 58))), tmp_path, NonFiniteError)
+    assert "outer step, step 0: the loss is finite, but its gradient is not" in message
+    assert "router: " in message
+    assert same_weights(before, weights_of(program)) == []
+
+
+def test_a_skipped_outer_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """N2: `skip` leaves out the outer step, and the step of the student that would follow."""
+    monkeypatch.setattr(TrainLoop, "validate", lambda loop: {})  # on the rows that break the student
+    raw = bilevel("skip", [])
+    before = weights_of(recipe_of(raw).build())
+    run = train(bilevel("skip", list(range(40, 58))), tmp_path)
+    assert run.records("stage_end")[0]["nonfinite_steps"] == 10
+    assert same_weights(before, run.weights()) == []

@@ -55,8 +55,8 @@ def local_weights(path: str, option: str) -> Path:
     file = Path(path).expanduser()
     if file.suffix != SUFFIX:
         raise ConfigError(
-            f"{option}: {file.name} is no {SUFFIX} file; other formats are pickles, which can run code: convert it "
-            "once with safetensors.torch.save_file, in a place where you trust it"
+            f"{option}: {file.name} is no {SUFFIX} file; other formats are pickles, which can run code: if you trust "
+            f"it, convert it once with 'moekd convert {file.name} {file.stem}{SUFFIX} --allow-pickle'"
         )
     if not file.is_file():
         raise ConfigError(f"{option}: no file {file}")

@@ -218,7 +218,7 @@ class EngineArm:
             cache=settings or CacheSettings(),
         )
         self.loop = self.stage.make_loop(context, None)
-        self.models = models
+        self.models, self.accelerator = models, accelerator
 
     def __call__(self) -> int:
         """Run an epoch; return the number of steps."""

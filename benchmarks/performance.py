@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..allocator import keep_freed_memory
 from ..errors import ConfigError
 from .performance_cache import cache
 from .performance_memory import memory
@@ -86,6 +87,7 @@ def run_performance(
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("performance: device 'cuda' is asked for, but there is no usable GPU; use cpu")
     logging.getLogger("moekd").setLevel(logging.WARNING)
+    keep_freed_memory()  # as every run of `moekd distill` does
     threads = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(1)

@@ -85,6 +85,14 @@ class TrainingStep(nn.Module):
         self.transforms = nn.ModuleList(transforms)
         self.variants, self.features, self.cache = list(variants), features, cache
         self.micro_batch, self.known_student = micro_batch, known_student
+        teachers = {f"pool.teachers.{name}": self.pool.teacher(name) for name in self.pool.names}
+        #: Read by DistributedDataParallel: frozen teachers are neither sent around nor have to be on one device.
+        self._ddp_params_and_buffers_to_ignore = [
+            name
+            for prefix, teacher in teachers.items()
+            for name, _ in (*teacher.named_parameters(prefix=prefix), *teacher.named_buffers(prefix=prefix))
+            if not teacher.learns
+        ]
 
     def forward(self, batch: Batch, progress: Progress, training: bool = True) -> dict[str, Any]:
         """Return the loss to minimise and, detached, what went into it.

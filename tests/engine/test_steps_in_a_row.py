@@ -141,3 +141,13 @@ def live_tensors() -> int:
     """Return the number of tensors that are alive."""
     gc.collect()
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def test_frozen_teachers_are_no_matter_of_the_processes(loops: Any) -> None:
+    _, loop = loops(recipe([CROSS_ENTROPY, ROUTED], cache="off"))
+    step = loop.module
+    ignored = set(step._ddp_params_and_buffers_to_ignore)
+    known = dict((*step.named_parameters(), *step.named_buffers()))
+    assert ignored <= known.keys()
+    assert not any(known[name].requires_grad for name in ignored)
+    assert {name for name in known if name.startswith("pool.teachers.")} == ignored

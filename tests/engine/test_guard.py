@@ -24,6 +24,7 @@ from moekd.tracking import RunFolder
 from moekd.trainer import Trainer
 
 from ..objectives.towers import TwoTowers
+from .test_distributed import in_two
 from .tiny import MAGIC, MLP, PowerCutError, cut_after, recipe_of, same_weights, simple, train, weights_of
 
 BRITTLE = {"kind": "tiny_brittle", "inputs": ["left"]}
@@ -315,3 +316,13 @@ def test_a_skipped_outer_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     run = train(bilevel("skip", list(range(40, 58))), tmp_path)
     assert run.records("stage_end")[0]["nonfinite_steps"] == 10
     assert same_weights(before, run.weights()) == []
+
+
+def test_two_processes_skip_together(tmp_path: Path) -> None:
+    """N2: a step that is bad in one of two processes is skipped in both, and they go on."""
+    raw = policy(simple(student=BRITTLE, data=data(magic_ids=[5])), "skip")
+    (first, said), (second, _) = in_two(raw, tmp_path)
+    assert (first, second) == (0, 0), said
+    assert said.count("logits of the student is not finite in 1 of 4 rows; sample ids: 5") == 2
+    run = RunFolder(tmp_path, "run", resume=True)
+    assert next(record for record in run.read_metrics() if record["type"] == "stage_end")["nonfinite_steps"] == 2

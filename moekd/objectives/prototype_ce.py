@@ -91,7 +91,7 @@ class PrototypeCE(Objective):
         num_classes: C.
     """
 
-    reads_logits = False
+    reads_logits, compares_rows = False, True
 
     def __init__(
         self,

@@ -82,6 +82,7 @@ EVERY: dict[str, tuple[dict[str, Any], list[str], dict[str, Any]]] = {
     "attention_transfer": (MAPS, ["student"], MAPS_PAIR),
     "augmented_contrastive": (TOWERS, ["student"], {"same": "label"}),
     "balanced": (VECTORS, ["student"], {"objectives": ["kd", "dkd"], "by": "adaloss"}),
+    "by_labelling": (VECTORS, ["student"], {"objective": "kd"}),
     "c2kd": (VECTORS, ["student"], {"teacher": "wide", "student_tap": "fc1", "teacher_tap": "fc2"}),
     "cka": (VECTORS, ["student"], PAIR),
     "contrastive": (TOWERS, ["student"], {}),
@@ -91,6 +92,7 @@ EVERY: dict[str, tuple[dict[str, Any], list[str], dict[str, Any]]] = {
     "dist": (VECTORS, ["student"], {}),
     "dkd": (VECTORS, ["student"], {}),
     "dml": (VECTORS, ALL, {}),
+    "embedding_contrastive": (TOWERS, ["student"], {}),
     "embedding_kd": (
         TOWERS,
         ["student"],
@@ -118,6 +120,7 @@ EVERY: dict[str, tuple[dict[str, Any], list[str], dict[str, Any]]] = {
     "nkd": (VECTORS, ["student"], {}),
     "ofa": (VECTORS, ["student"], {"student_taps": ["fc1"]}),
     "partial_ranking": (JUDGED, ["student"], {"k": 4, "threshold": None}),
+    "prototype_ce": (TOWERS, ["student"], {}),
     "ranking": (TOWERS, ["student"], {"top_k": 3}),
     "relational_kl": (TOWERS, ["student"], {}),
     "review_kd": (MAPS, ["student"], {"student_taps": ["conv1"], "teacher_taps": ["conv1"]}),
@@ -125,10 +128,12 @@ EVERY: dict[str, tuple[dict[str, Any], list[str], dict[str, Any]]] = {
     "routed": (VECTORS | {"router": ROUTER}, BOTH, {"objective": "kd"}),
     "routed_kd": (VECTORS | {"router": ROUTER}, BOTH, {}),
     "routing": (VECTORS | {"router": ROUTER | {"signal": "task"}}, ["router"], {}),
+    "self_kd": (VECTORS, ["student"], {"target_grad": True}),
     "similarity_preserving": (VECTORS, ["student"], PAIR),
     "soft_bce": (TOWERS, ["student"], {}),
     "together": (VECTORS, ["student"], {"objectives": ["kd", {"kind": "rkd"} | PAIR]}),
     "token_kd": (MAPS, ["student"], MAPS_PAIR),
+    "topk_kd": (VECTORS, ["student"], {"k": 2}),
 }
 
 

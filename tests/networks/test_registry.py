@@ -9,12 +9,15 @@ import pytest
 
 from moekd.networks import ENCODERS, NETWORKS
 
+#: Networks that never classify.
+WITHOUT_CLASSES = {"matcher"}
 DOCS = Path(__file__).parents[2] / "docs" / "networks.md"
 
 
 @pytest.mark.parametrize("kind", NETWORKS.names())
 def test_the_number_of_classes_is_no_option(kind):
-    assert "num_classes" in inspect.signature(NETWORKS.get(kind).__init__).parameters
+    takes = "num_classes" in inspect.signature(NETWORKS.get(kind).__init__).parameters
+    assert takes == (kind not in WITHOUT_CLASSES)
     assert "num_classes" not in NETWORKS.parameters(kind)
 
 

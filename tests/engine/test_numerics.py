@@ -215,6 +215,8 @@ NO_DERIVATIVE = {
     "c2kd": "each side learns from the other as a constant",
     "dml": "each side learns from the other as a constant",
     "gradient_kd": "compares gradients at float32",
+    "hard_pair_kd": "which pairs are hard is drawn by what the student says",
+    "matching": "which pairs are hard is drawn by what the student says",
 }
 
 

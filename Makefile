@@ -54,5 +54,5 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@echo "installing moekd with its development tools (the first time this fetches PyTorch, which takes minutes)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,docs,vision-language,datasets,onnx,serve]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,docs,vision-language,datasets,films,onnx,serve]'
 	@touch $@ $(VENV)/.installed

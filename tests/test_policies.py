@@ -236,7 +236,7 @@ def test_nothing_in_the_package_can_execute_a_file() -> None:
     assert found == []
     loads = [call for call in unsafe_calls(CONVERTER.read_text()) if call.endswith(": torch.load")]
     assert len(unsafe_calls(CONVERTER.read_text())) == len(loads) == 1
-    assert "torch.load(source, map_location=\"cpu\", weights_only=True)" in CONVERTER.read_text()
+    assert 'torch.load(source, map_location="cpu", weights_only=True)' in CONVERTER.read_text()
 
 
 PAPER_NAMES = re.compile(

@@ -41,7 +41,8 @@ class ClassVectorStage(TrainStage):
       1703.05175.
 
     Means of a model that trains in the stage are computed again at its end. In means a row counts at length 1, and the
-    mean keeps its length (inferred from SgVA-CLIP's code, arXiv 2211.16191, where it matters for fused scores). A class without a labelled row has the vector 0.
+    mean keeps its length (inferred from SgVA-CLIP's code, arXiv 2211.16191, where it matters for fused scores). A class
+    without a labelled row has the vector 0.
 
     Args:
         settings: modules, objectives, optimizer, length; see the stage's keys in the config reference.

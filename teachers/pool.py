@@ -130,7 +130,6 @@ class TeacherPool(nn.Module):
             For every teacher that does not run itself the one that runs in its place.
         """
         self._stands_for = {}
-        self._shares_prefix.clear()
         for index, name in enumerate(self.names):
             for earlier in self.names[:index]:
                 if earlier not in self._stands_for and self.teacher(name).same_as(self.teacher(earlier)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from ..errors import MoekdError
 from ..export import load_student, read_student
 
 Read = Callable[[Path], Any]
+#: The worst: nothing tells that the numbers are others.
+SILENT = "other numbers, and nothing said"
 
 
 def damaged_files(run: Path, tables: Path, student: Path, work: Path, trials: int, seed: int) -> list[dict[str, Any]]:
@@ -53,7 +56,7 @@ def damaged_files(run: Path, tables: Path, student: Path, work: Path, trials: in
 
 
 def _try(folder: Path, read: Read, trials: int, rng: random.Random) -> dict[str, Any]:
-    expected, wrong = read(folder), list[str]()
+    expected, wrong = deepcopy(read(folder)), list[str]()  # what is read may be mapped from the file itself
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     found = {"trials": trials, "detected": 0, "harmless": 0}
     for _ in range(trials):
@@ -67,12 +70,13 @@ def _try(folder: Path, read: Read, trials: int, rng: random.Random) -> dict[str,
             if _same(read(folder), expected):
                 found["harmless"] += 1
             else:
-                wrong.append(f"{where}: other numbers, and nothing said")
+                wrong.append(f"{where}: {SILENT}")
         except MoekdError:
             found["detected"] += 1
         except Exception as error:
             wrong.append(f"{where}: {error!r:.120}")
         file.write_bytes(whole)
+    wrong.sort(key=lambda line: SILENT not in line)
     return found | {"failed": len(wrong), "said": "; ".join(wrong[:3])}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,6 +15,16 @@ from pytest_socket import disable_socket
 def _no_network():
     disable_socket(allow_unix_socket=True)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_log_levels():
+    """Commands that run within a test set log levels for the rest of their process."""
+    loggers = [logging.getLogger(), logging.getLogger("moekd")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)

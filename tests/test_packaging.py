@@ -223,4 +223,4 @@ def test_extras_have_the_names_that_every_pip_takes() -> None:
     assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in extras)
     wanted = re.search(r"--editable '\.\[([a-z,-]+)\]'", (ROOT / "Makefile").read_text())
     assert wanted is not None
-    assert set(wanted[1].split(",")) | {"ray"} == set(extras)
+    assert set(wanted[1].split(",")) | {"ray", "deepspeed"} == set(extras)

@@ -119,7 +119,7 @@ def test_five_mistakes_give_five_lines(raw, kit):
         (
             "stages.0.trains",
             ["pupil"],
-            "stages[0].trains[0]: expected student, teachers, teachers.NAME, masks, router or",
+            "stages[0].trains[0]: expected student, teachers, teachers.NAME, masks, router, objectives, or a part",
         ),
         ("stages.0.trains", ["teachers.aduio"], "stages[0].trains[0]: no teacher 'aduio'; did you mean 'audio'?"),
         ("stages.0.trains", [], "stages[0].trains: a stage needs something to train"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ def through_everything(
     """Return the router's gradient by one graph from the held-out loss through the step into the router."""
     models, router = module.models, module.router
     step = Step(batch, models, variants=module.variants)
-    routing = step.routing
-    object.__setattr__(routing, "hypothetical", True)
+    routing = replace(step.routing, hypothetical=True)
+    vars(step)["routing"] = routing
     constant = {name: value.detach() for name, value in models.student.named_parameters()}
     theta = {name: value.clone().requires_grad_() for name, value in constant.items()}
 

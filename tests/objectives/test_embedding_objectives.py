@@ -28,13 +28,16 @@ from moekd.objectives import (
     AugmentedContrastive,
     Contrastive,
     ContrastiveKD,
+    EmbeddingContrastive,
     EmbeddingKD,
     EmbeddingObjective,
     GradientKD,
+    HardPairKD,
     InteractiveContrastive,
     MaskedStudent,
     Objective,
     PairwiseObjective,
+    PartialRanking,
     Ranking,
     RelationalKL,
     RoutedObjective,
@@ -72,6 +75,9 @@ PAIRWISE: dict[str, Callable[[], PairwiseObjective]] = {
     "gradient_kd_same": lambda: GradientKD(same="label"),
     "interactive_contrastive_same": lambda: InteractiveContrastive(same="label"),
     "augmented_contrastive": lambda: AugmentedContrastive(shapes=tower_shapes(6, 6)),
+    "embedding_contrastive": EmbeddingContrastive,
+    "hard_pair_kd": lambda: HardPairKD(k=3),
+    "partial_ranking": lambda: PartialRanking(k=3, threshold=None),
     "masked_student": lambda: MaskedStudent(EmbeddingKD(modalities=["image", "text"]), patch=4),
     "together": lambda: Together([EmbeddingKD(), ContrastiveKD(form="kl", student_scale="model")], [0.5, 2.0]),
     "contrastive_kd_mixed": lambda: ContrastiveKD(form="kl", student_scale="model", mix="confidence"),
@@ -80,7 +86,16 @@ PAIRWISE: dict[str, Callable[[], PairwiseObjective]] = {
     "ranking_mixed": lambda: Ranking(mix="logmeanexp"),
 }
 #: Those that still pull a student which is the teacher already.
-NO_FLOOR = ("interactive_contrastive", "interactive_contrastive_same", "augmented_contrastive")
+NO_FLOOR = (
+    "interactive_contrastive",
+    "interactive_contrastive_same",
+    "augmented_contrastive",
+    "embedding_contrastive",
+    "hard_pair_kd",
+    "partial_ranking",
+)
+#: Those whose teachers judge the same pairs together; their own tests say how.
+JUDGES = ("hard_pair_kd", "partial_ranking")
 EVERY: dict[str, Callable[[], Objective]] = {
     **PAIRWISE,
     "contrastive": Contrastive,
@@ -129,7 +144,7 @@ def test_every_registered_objective_on_embeddings_is_here() -> None:
     assert [kind for kind, cls in known.items() if issubclass(cls, EmbeddingObjective) and cls not in here] == []
 
 
-@pytest.mark.parametrize("name", [name for name in PAIRWISE if not name.endswith("mixed")])
+@pytest.mark.parametrize("name", [name for name in PAIRWISE if not name.endswith("mixed") and name not in JUDGES])
 def test_averages_over_teachers_and_takes_one(name: str) -> None:
     pool, objective = tower_pool(6, 6), seeded(PAIRWISE[name]).eval()
     step = tower_step(pool)
@@ -238,7 +253,8 @@ def test_scores_of_ten_thousand_are_finite_in_half_precision(name: str, dtype: t
     assert all(value.grad is None or value.grad.isfinite().all() for value in fixed.values())
 
 
-@pytest.mark.parametrize("name", PAIRWISE)
+# The weights of `hard_pair_kd` follow from the distances, and take no part in the gradient.
+@pytest.mark.parametrize("name", [name for name in PAIRWISE if name != "hard_pair_kd"])
 def test_gradients_in_double_precision(name: str) -> None:
     objective, pool = seeded(PAIRWISE[name]).double().eval(), tower_pool(6, 6)
     step = tower_step(pool, rows=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,10 +45,9 @@ class FiniteGuard:
         Raises:
             NonFiniteError: naming stage, step, loss terms, models and sample ids.
         """
-        bad = ~torch.isfinite(loss.detach())
         if self._waits(loss):
-            self._note(bad, batch["id"], where, step)
-        elif bool(sum_over_processes(bad.float())):
+            self._note(~torch.isfinite(loss.detach()), batch["id"], where, step)
+        elif not math.isfinite(sum_over_processes(0 * loss.detach()).item()):
             raise NonFiniteError(explain(module, batch, progress, where, step))
 
     def check_gradients(self, modules: Mapping[str, nn.Module], batch: Batch, where: str, step: int) -> None:
@@ -59,13 +59,14 @@ class FiniteGuard:
         if self._watched[0] is not modules:  # walking through modules costs more than the check
             parameters = [(f"{n}: {key}", p) for n, m in modules.items() for key, p in m.named_parameters()]
             self._watched = (modules, parameters)
-        named = {name: parameter.grad for name, parameter in self._watched[1] if parameter.grad is not None}
-        if not named:
+        gradients = [gradient for _, parameter in self._watched[1] if (gradient := parameter.grad) is not None]
+        if not gradients:
             return
-        bad = ~torch.isfinite(_size(list(named.values())))
-        if self._waits(bad):
-            self._note(bad, batch["id"], where, step)
-        elif bool(bad):
+        size = _size(gradients)
+        if self._waits(size):
+            self._note(~torch.isfinite(size), batch["id"], where, step)
+        elif not math.isfinite(size.item()):
+            named = {name: parameter.grad for name, parameter in self._watched[1] if parameter.grad is not None}
             names = [name for name, gradient in named.items() if not bool(torch.isfinite(gradient).all())]
             lines = [
                 f"{where}, step {step}: the loss is finite, but its gradient is not",
@@ -136,9 +137,9 @@ def _of_all_processes(lines: list[str], mine: bool) -> list[str]:
 
 def _size(gradients: list[Tensor]) -> Tensor:
     """Return a number that is finite as long as all gradients are: their norm, or where that is slower their sum."""
-    if all(type(gradient) is Tensor and gradient.device.type == "cpu" for gradient in gradients):
-        sums = (g.sum(dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients)
-        return sum(sums, torch.zeros(()))
+    if all(type(gradient) is Tensor and gradient.is_cpu for gradient in gradients):
+        dtype = torch.promote_types(gradients[0].dtype, torch.float32)
+        return torch.stack([gradient.sum(dtype=dtype) for gradient in gradients]).sum()
     return whole(nn.utils.get_total_norm(gradients))
 
 

@@ -47,7 +47,7 @@ class FiniteGuard:
         """
         if self._waits(loss):
             self._note(~torch.isfinite(loss.detach()), batch["id"], where, step)
-        elif not math.isfinite(sum_over_processes(0 * loss.detach()).item()):
+        elif not math.isfinite(sum_over_processes(0 * loss.detach()).item()):  # 0, or NaN in all processes
             raise NonFiniteError(explain(module, batch, progress, where, step))
 
     def check_gradients(self, modules: Mapping[str, nn.Module], batch: Batch, where: str, step: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..cache import Needs, SignalCache, cache_in_memory
 from ..cache.teacher_pass import TeacherPass
 from ..cache.validity import why_not_replayed
+from ..distributed import world_size
 from ..model import Batch, Model
 from ..signals import PoolSignals, Signals
 from ..teachers import TeacherPool
@@ -23,6 +24,8 @@ _NAME = "student"
 
 class KnownStudent:
     """Gives what a frozen student says by sample id; it runs over the split when it is asked for the first time.
+
+    Several processes share that pass, so all of them have to ask.
 
     Args:
         teachers: the pass, with the student in place of a pool.
@@ -48,7 +51,7 @@ class KnownStudent:
         if self.live:
             logger.info("stage '%s': the frozen student runs live: %.2f GB of signals", self.stage, nbytes / 1e9)
             return
-        self.cache = cache_in_memory(self.teachers, self.context.cache)
+        self.cache = cache_in_memory(self.teachers, self.context.cache, together=world_size() > 1)
         size = self.cache.nbytes / 1e6
         logger.info("stage '%s': signals of the frozen student cached in memory, %.1f MB", self.stage, size)
 

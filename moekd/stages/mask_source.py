@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..cache import Needs, SignalCache, cache_in_memory, why_not_cached
 from ..cache.teacher_pass import TeacherPass
+from ..distributed import world_size
 from ..evaluation.evaluate import to_device
 from ..model import Batch
 from ..signals import PoolSignals, Signals
@@ -171,7 +172,10 @@ def _activations(
         return None, skipped
     kept = replace(wanted, variants=[name for name in wanted.variants if name in fits])
     context.progress.start(f"{settings.name}: activations at taps", len(kept.split))
-    cache = cache_in_memory(kept, context.cache) if context.store is None else context.store.cache(kept)
+    if context.store is None:
+        cache = cache_in_memory(kept, context.cache, together=world_size() > 1)
+    else:
+        cache = context.store.cache(kept)
     context.progress.finish()
     return cache, skipped
 

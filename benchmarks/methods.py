@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..atomic import write_text
@@ -19,10 +20,26 @@ from ..config import load_config, shipped_configs
 from ..errors import ConfigError, DataError, did_you_mean
 from ..evaluation.comparison import Difference, finite, paired
 from ..evaluation.statistics import mean_interval
+from .methods_figure import write_figure
 from .suite import Suite, finished_cells
 
 FOLDER, ALONE, MAIN = "methods/", "student_alone", "student"
-COLUMNS = ("method", "arm", "title", "role", "metric", "split", "seed", "value", "seconds")
+COLUMNS = ("method", "arm", "title", "role", "metric", "split", "seed", "value", "seconds", "run_seconds")
+
+HEADINGS = (
+    "method",
+    "metric",
+    "seeds",
+    "alone",
+    "to beat",
+    "method",
+    "difference",
+    "p",
+    "reproduced",
+    "against alone",
+    "step",
+    "run",
+)
 
 
 @dataclass
@@ -37,7 +54,8 @@ class Measured:
         must_beat: the arm that the publication claims to beat.
         titles: titles of the arms.
         values: the metric by arm and seed.
-        seconds: time in stages of its own by arm and seed.
+        seconds: time of a step by arm and seed.
+        run_seconds: time of the whole run by seed: teachers, all arms, tests and report.
     """
 
     slug: str
@@ -48,6 +66,7 @@ class Measured:
     titles: dict[str, str] = field(default_factory=dict)
     values: dict[str, dict[int, float]] = field(default_factory=dict)
     seconds: dict[str, dict[int, float]] = field(default_factory=dict)
+    run_seconds: dict[int, float] = field(default_factory=dict)
 
 
 def methods_suite(names: Sequence[str] = ()) -> Suite:
@@ -85,6 +104,7 @@ def read_methods(suite: Suite, runs: Path) -> list[Measured]:
                 paper.get("must_beat", ALONE),
             ),
         )
+        method.run_seconds[cell.seed] = results["seconds"]
         for arm, metrics in results["test"][split].items():
             if arm in results["teachers"]:
                 continue
@@ -92,8 +112,7 @@ def read_methods(suite: Suite, runs: Path) -> list[Measured]:
                 raise DataError(f"{runs / cell.name}: arm '{arm}' has no '{metric}', which evaluation.headline names")
             method.titles[arm] = results["titles"].get(arm, arm)
             method.values.setdefault(arm, {})[cell.seed] = metrics[metric]
-            seconds = _seconds(results["stages"], arm)
-            method.seconds.setdefault(arm, {})[cell.seed] = seconds
+            method.seconds.setdefault(arm, {})[cell.seed] = _seconds(results["stages"], arm)
     return list(found.values())
 
 
@@ -128,12 +147,13 @@ def verdict(difference: Difference | None) -> str:
 
 
 def write_methods(methods: Sequence[Measured], folder: Path, command: str) -> Path:
-    """Write `methods.csv` (a row an arm and seed) and `methods.md` (the table, and one for each method)."""
+    """Write `methods.csv` (a row an arm and seed), `methods.svg` (gains), and `methods.md` (the tables)."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "methods.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(row for method in methods for row in _rows(method))
+    write_figure([(method.slug, *differences(methods)[method.slug]) for method in methods], folder / "methods.svg")
     return write_text(folder / "methods.md", markdown(methods, command))
 
 
@@ -151,6 +171,7 @@ def _rows(method: Measured) -> list[dict[str, Any]]:
             "seed": seed,
             "value": f"{value:.6f}",
             "seconds": f"{method.seconds[arm][seed]:.5f}",
+            "run_seconds": f"{method.run_seconds[seed]:.1f}",
         }
         for arm, values in method.values.items()
         for seed, value in values.items()
@@ -164,11 +185,11 @@ def markdown(methods: Sequence[Measured], command: str) -> str:
         f"Made by `{command}`.",
         "",
         "In percent: mean over seeds; differences paired by seed with their 95 % interval (Student's t), p-values of",
-        "the paired t-test after Holm's correction over the methods. Time: a training step of the method's last stage",
-        "over one of the student alone.",
+        "the paired t-test after Holm's correction over the methods. Step: a training step of the method's last stage",
+        "over one of the student alone. Run: seconds of a whole run, with teachers and all arms (median over seeds).",
         "",
-        "| method | metric | seeds | alone | to beat | method | difference | p | reproduced | against alone | time |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(HEADINGS)} |",
+        "|---" * len(HEADINGS) + "|",
     ]
     for method in methods:
         beats, alone = found[method.slug]
@@ -176,6 +197,7 @@ def markdown(methods: Sequence[Measured], command: str) -> str:
         row += [_mean(method.values.get(arm, {})) for arm in (ALONE, method.must_beat, MAIN)]
         p = "-" if beats is None or beats.p_holm is None else f"{beats.p_holm:.3f}"
         row += [_difference(beats), p, verdict(beats), _difference(alone), _times(method)]
+        row.append(f"{median(method.run_seconds.values()):.0f} s" if method.run_seconds else "-")
         lines.append("| " + " | ".join(row) + " |")
     for method in methods:
         lines += ["", f"### {method.slug}", "", f"{method.title} ({method.source})", ""]

@@ -30,6 +30,7 @@ def measured(slug: str, gains: list[float], alone: float = 0.5) -> Measured:
     method.values["kd"] = {seed: 0.6 + 0.01 * seed for seed in seeds}
     method.values["student"] = {seed: 0.6 + 0.01 * seed + gain for seed, gain in enumerate(gains)}
     method.seconds = {arm: dict.fromkeys(seeds, 0.02 if arm == "student" else 0.01) for arm in method.values}
+    method.run_seconds = dict.fromkeys(seeds, 100.0)
     return method
 
 
@@ -49,7 +50,7 @@ def test_gains_are_judged_by_paired_differences() -> None:
     row = next(line for line in text.splitlines() if line.startswith("| `better`"))
     assert "+2.04 [" in row
     assert "| yes |" in row
-    assert row.endswith("| 2.00 |")
+    assert row.endswith("| 2.00 | 100 s |")
     assert text.count("### ") == 4
     assert "KD (to beat)" in text
 
@@ -72,6 +73,7 @@ def results(accuracy: float, seed: int, headline: str | None = None) -> dict[str
     stages += [{"phase": "student_alone", "stage": "train", "train_seconds": 1.0, "steps": 100}]
     return {
         "seed": seed,
+        "seconds": 90.0 + seed,
         "headline": headline,
         "titles": {"student": "ours"},
         "teachers": ["teacher"],
@@ -102,6 +104,11 @@ def test_runs_become_a_table(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
     assert {row["role"] for row in rows} == {"method", "alone"}
+    assert [row["run_seconds"] for row in rows if row["arm"] == "student"] == ["90.0", "91.0", "92.0"]
+    assert "| 91 s |" in table.read_text()
+    drawn = (tmp_path / "out" / "methods.svg").read_text()
+    assert "avmnist_image" in drawn
+    assert "student alone" in drawn
 
 
 def test_a_headline_that_nobody_measured_is_named(tmp_path: Path) -> None:

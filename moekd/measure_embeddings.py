@@ -14,6 +14,7 @@ from .data import Split
 from .data.subset import Rows
 from .errors import DataError, MoekdError
 from .evaluation import Collector, Embedded, evaluate_signals, linear_map_r2
+from .evaluation.embedded import in_common
 from .evaluation.embedding_metrics import (
     EmbeddingSettings,
     Probes,
@@ -23,6 +24,7 @@ from .evaluation.embedding_metrics import (
     measure_zero_shot,
     text_class_vectors,
 )
+from .evaluation.rank_agreement import measure_rank_agreement
 from .evaluation.retrieval import PairScorer
 from .model import Model
 from .signals import Signals
@@ -93,6 +95,8 @@ class EmbeddingMeasure:
             found |= measure_probes(probes, embedded, self.settings)
         if self.settings.teachers and name not in self.teachers:
             found["teachers"] = self._teachers(name, embedded, teachers)
+        if self.settings.rank_agreement is not None and name not in self.teachers:
+            found["rank_agreement"] = self._rank_agreement(embedded, teachers, self.settings.rank_agreement)
         return {part: values for part, values in found.items() if values}
 
     def _teachers(self, name: str, embedded: Embedded, teachers: Mapping[str, Embedded]) -> dict[str, Any]:
@@ -110,6 +114,15 @@ class EmbeddingMeasure:
                 test = _matched(embedded, target, modality)
                 found[label] = {"r2": linear_map_r2(*fit, *test), "modality": modality, "width": fit[1].shape[1]}
         return found
+
+    def _rank_agreement(self, embedded: Embedded, teachers: Mapping[str, Embedded], k: int) -> dict[str, Any]:
+        """Return what `measure_rank_agreement` does for every teacher that judges pairs."""
+        device = self.place.device
+        found = {
+            teacher: measure_rank_agreement(embedded, target, k, device, self.scorers.get(teacher))
+            for teacher, target in teachers.items()
+        }
+        return {teacher: values for teacher, values in found.items() if values}
 
     def _embed(self, name: str, model: Model, split: Split) -> Embedded:
         model.to(self.place.device).eval()
@@ -154,9 +167,7 @@ def evenly(split: Split, most: int) -> Split:
 
 def _matched(student: Embedded, teacher: Embedded, modality: str) -> tuple[Tensor, Tensor]:
     """Return the embeddings of the rows that both have; they are the same where no row was bad for one of them."""
-    if torch.equal(student.ids, teacher.ids):
-        return student.embeddings[modality], teacher.embeddings[modality]
-    _, left, right = np.intersect1d(student.ids.numpy(), teacher.ids.numpy(), return_indices=True)
+    left, right = in_common(student, teacher)
     return student.embeddings[modality][left], teacher.embeddings[modality][right]
 
 

@@ -336,9 +336,12 @@ class RetrievalConfig(Section):
     Attributes:
         same: batch field of integers; rows with equal values are right answers for each other. By default `concept`
             where the data set has such a field, else a row's own partner alone.
+        rank_agreement: K: also compare how student and teachers order the K wrong answers of each query that are
+            nearest by the student, by Kendall's tau; each teacher that judges pairs scores K pairs a query then.
     """
 
     same: str | None = None
+    rank_agreement: Annotated[int, Ge(2)] | None = None
 
 
 class ProbeConfig(Section):

@@ -64,6 +64,14 @@ class Embedded:
                 )
 
 
+def in_common(first: Embedded, second: Embedded) -> tuple[Tensor, Tensor]:
+    """Return where the rows stand that both have, in each; all, unless a row was bad for one of them."""
+    if torch.equal(first.ids, second.ids):
+        return torch.arange(len(first)), torch.arange(len(second))
+    _, left, right = np.intersect1d(first.ids.numpy(), second.ids.numpy(), return_indices=True)
+    return torch.from_numpy(left), torch.from_numpy(right)
+
+
 class Collector:
     """Gathers what a model says, batch by batch.
 

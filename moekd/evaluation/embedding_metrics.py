@@ -22,7 +22,8 @@ from .probe import LinearProbe, accuracy, knn_votes, linear_probe
 from .retrieval import PairScorer, retrieval
 from .zero_shot import TEMPLATES, class_vectors, prompts, zero_shot_logits
 
-#: What is measured on embeddings, by the names in results.json: shares of right answers, and shares of variance (R2).
+#: What is measured on embeddings, by the names in results.json: shares of right answers, shares of variance (R2), and a
+#: rank correlation (tau-b).
 EmbeddingMetric = Literal[
     "retrieval_r1",
     "image_to_text_r1",
@@ -36,6 +37,7 @@ EmbeddingMetric = Literal[
     "linear_probe_accuracy",
     "worst_teacher_r2",
     "mean_teacher_r2",
+    "rank_agreement",
 ]
 #: Those that stand beside accuracy and loss, in tables, in `monitor` and in ablations.
 HEADLINES = (
@@ -45,6 +47,7 @@ HEADLINES = (
     "linear_probe_accuracy",
     "worst_teacher_r2",
     "mean_teacher_r2",
+    "rank_agreement",
 )
 
 
@@ -58,6 +61,7 @@ class EmbeddingSettings:
         templates: prompts of the zero-shot classifier; None: none is made.
         retrieval: measure retrieval between two modalities.
         same: field of integers; rows with equal values are right answers for each other.
+        rank_agreement: negatives of a query on which the order is compared with the teachers'; None: not.
         knn_k: neighbours that vote; None: no such probe.
         linear: fit a linear classifier.
         teachers: fit a linear map from the student's to each teacher's embedding.
@@ -73,6 +77,7 @@ class EmbeddingSettings:
     knn_k: int | None = 10
     linear: bool = True
     teachers: bool = True
+    rank_agreement: int | None = None
     train_rows: int = 4000
     max_rows: int = 20_000
 
@@ -218,6 +223,9 @@ def flatten_metrics(found: Mapping[str, Any]) -> dict[str, float]:
     values = [row["r2"] for row in (found.get("teachers") or {}).values() if row["r2"] == row["r2"]]
     if values:
         flat |= {"worst_teacher_r2": min(values), "mean_teacher_r2": sum(values) / len(values)}
+    taus = [row["tau"] for row in (found.get("rank_agreement") or {}).values()]
+    if taus:
+        flat["rank_agreement"] = sum(taus) / len(taus)
     return flat
 
 

@@ -35,6 +35,7 @@ def embedding_settings(config: EvaluationConfig, dataset: Dataset) -> EmbeddingS
         templates=None if zero_shot is None or not names else tuple(zero_shot.templates or TEMPLATES),
         retrieval=retrieval is not None,
         same=same,
+        rank_agreement=None if retrieval is None else retrieval.rank_agreement,
         knn_k=None if probe is None else probe.knn_k,
         linear=probe is not None and probe.linear,
         teachers=probe is not None and probe.teachers,

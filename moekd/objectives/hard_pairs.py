@@ -10,7 +10,7 @@ teachers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ from .similarity_pair import equal_weights
 if TYPE_CHECKING:
     from ..model import Batch
     from ..step import Step
+
+
+#: A deliberately wrong teacher, to tell what its scores are worth: `shuffled` among the negatives of a row.
+Control = Literal["shuffled"] | None
 
 
 class HardPairObjective(EmbeddingObjective):
@@ -52,6 +56,7 @@ class HardPairObjective(EmbeddingObjective):
     student_scale: LogitScale
     teacher_scale: TeacherScale
     scorers: Mapping[str, PairScorer] | None = None
+    control: Control = None
     progress: Progress = Progress()
 
     def student_of(self, step: Step) -> Signals:
@@ -86,6 +91,8 @@ class HardPairObjective(EmbeddingObjective):
             hidden_BR = torch.cat([valid_BK.new_zeros(len(valid_BK), 1), ~valid_BK], dim=1)
             said = [judge.scores(direction, index_BR).masked_fill(hidden_BR, HIDDEN) for judge in judges]
             said_BTR = torch.stack(said, dim=1)
+            if self.control == "shuffled":
+                said_BTR = torch.cat([said_BTR[..., :1], shuffled(said_BTR[..., 1:], valid_BK)], dim=2)
             weights = equal_weights(said_BTR, weights_BT)
             losses.append(self.compare(pick(scores_BN, pairs.targets, index_BK, valid_BK), said_BTR, weights, mix))
         return torch.stack(losses).mean(dim=0)
@@ -134,3 +141,14 @@ def standardised(scores_BM: Tensor, valid_BM: Tensor) -> Tensor:
     kept_BM = scores_BM.where(valid_BM, 0)
     centred_BM = (scores_BM - kept_BM.sum(dim=1, keepdim=True) / count_B1).where(valid_BM, 0)
     return centred_BM / (centred_BM.square().sum(dim=1, keepdim=True) / count_B1).sqrt().clamp_min(1e-6)
+
+
+def shuffled(scores_BTK: Tensor, valid_BK: Tensor) -> Tensor:
+    """Return the scores in another order within each row: the valid ones change places among themselves by chance, in
+    the same way for all teachers. Draws from the global generator, whose state checkpoints hold.
+    """
+    places_BK = valid_BK.logical_not().long().argsort(dim=1, stable=True)  # the valid ones first
+    keys_BK = torch.rand(valid_BK.shape, device=valid_BK.device).masked_fill(~valid_BK, 2.0)
+    sources_BK = keys_BK.argsort(dim=1, stable=True)
+    places_BTK, sources_BTK = (x[:, None].expand_as(scores_BTK) for x in (places_BK, sources_BK))
+    return torch.empty_like(scores_BTK).scatter_(2, places_BTK, scores_BTK.gather(2, sources_BTK))

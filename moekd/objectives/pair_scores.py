@@ -42,15 +42,30 @@ class Judge(NamedTuple):
             index_BK: rows of all processes.
         """
         own_BD, other_ND = self.own[direction], self.all[1 - direction]
-        rows, count = index_BK.shape
-        with torch.no_grad():
-            if self.scorer is None:
-                other_BKD = unit(other_ND)[index_BK]
-                return self.scale * (unit(own_BD)[:, None] * other_BKD).sum(dim=2)
-            mine_PD = own_BD.repeat_interleave(count, dim=0)
-            other_PD = other_ND[index_BK.flatten()]
-            pairs = (mine_PD, other_PD) if direction == 0 else (other_PD, mine_PD)
-            return full_precision(self.scorer(*pairs)).reshape(rows, count)
+        said_BK = scores_of_pairs(own_BD, other_ND, index_BK, self.scorer, turned=direction == 1)
+        return said_BK if self.scorer is not None else self.scale * said_BK
+
+
+@torch.no_grad()
+def scores_of_pairs(
+    own_BD: Tensor, other_ND: Tensor, index_BK: Tensor, scorer: PairScorer | None, turned: bool = False
+) -> Tensor:
+    """Return the score of each row with each of its candidates, `[B, K]`, without gradient.
+
+    Args:
+        own_BD: features of the rows.
+        other_ND: features of all candidates.
+        index_BK: the candidates of each row.
+        scorer: match function of a cross-encoder; None: by cosine.
+        turned: the rows are texts, which the match function takes second.
+    """
+    if scorer is None:
+        return (unit(own_BD)[:, None] * unit(other_ND)[index_BK]).sum(dim=2)
+    rows, count = index_BK.shape
+    mine_PD = own_BD.repeat_interleave(count, dim=0)
+    other_PD = other_ND[index_BK.flatten()]
+    pairs = (other_PD, mine_PD) if turned else (mine_PD, other_PD)
+    return full_precision(scorer(*pairs)).reshape(rows, count)
 
 
 def judge_of(

@@ -19,7 +19,7 @@ from .embedding_pair import TeacherScale, check_teacher_scale
 from .embeddings import LogitScale, ScaleSource
 from .equal_rows import HIDDEN
 from .hard_negatives import Miner
-from .hard_pairs import HardPairObjective
+from .hard_pairs import Control, HardPairObjective
 from .pair_scores import PairScorer
 
 Reduction = Literal["sum", "mean_over_valid"]
@@ -92,6 +92,8 @@ class PartialRanking(HardPairObjective):
         student_scale: `learned` (a parameter of this objective), `model` (the student's own) or a number.
         teacher_scale: of the cosines of dual-encoder teachers: `model`, a number, or a number by teacher.
         same: field of integers, such as `concept`: rows with the same value are no negatives of each other.
+        control: `shuffled` permutes the teachers' scores among the negatives of a row, anew in every step; the right
+            answer keeps its own, and who mines sees the true ones. An experiment that shows whether their order helps.
         margin: candidates whose cosine is larger than the right answer's by more than this are taken for right answers
             and left out (UniME, arXiv 2504.17432, with 0.1); None: none are.
         initial_scale, max_scale: first and largest value of a learned scale.
@@ -114,6 +116,7 @@ class PartialRanking(HardPairObjective):
         student_scale: ScaleSource = "learned",
         teacher_scale: str | float | dict[str, float] = "model",
         same: str | None = None,
+        control: Control = None,
         margin: float | None = None,
         initial_scale: float = 1 / 0.07,
         max_scale: float = 100.0,
@@ -127,7 +130,7 @@ class PartialRanking(HardPairObjective):
             raise ConfigError(f"partial_ranking.top_m must be at least 1 (or null), found {top_m}")
         check_teacher_scale(teacher_scale, "partial_ranking")
         self.teacher, self.k, self.miner, self.prefilter = teacher, k, miner, prefilter
-        self.same, self.margin = same, margin
+        self.same, self.margin, self.control = same, margin, control
         self.mix: Mix | None = "probs"
         self.threshold, self.top_m, self.merge, self.reduction = threshold, top_m, merge, reduction
         self.student_scale = LogitScale(student_scale, initial_scale, max_scale)

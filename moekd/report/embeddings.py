@@ -21,7 +21,7 @@ def embedding_tables(run: Run, rows: Sequence[Row]) -> list[tuple[str, list[Page
     for split in dict.fromkeys(row.split for row in rows):
         here = [row for row in rows if row.split == split]
         parts = mapping(mapping(run.results.get("vision_language")).get(split))
-        tables = [make(split, here, parts) for make in (retrieval_table, class_table, teacher_table)]
+        tables = [make(split, here, parts) for make in (retrieval_table, class_table, teacher_table, agreement_table)]
         if known := [table for table in tables if table is not None]:
             found.append((split, known))
     return found
@@ -98,6 +98,25 @@ def teacher_table(split: str, rows: Sequence[Row], parts: Mapping[str, Any]) -> 
         table.append([*cells, Cell(decimal(worst), worst)])
     caption = f"{split}: share of each teacher's variance (R2) that a fresh linear map finds in the embedding"
     return PageTable(caption, ["Model", "Role", *teachers, "Worst teacher"], table, _students(shown))
+
+
+def agreement_table(split: str, rows: Sequence[Row], parts: Mapping[str, Any]) -> PageTable | None:
+    """Return Kendall's tau between each model's and each teacher's order of the model's nearest wrong answers."""
+    found = {row.model: mapping(mapping(parts.get(row.model)).get("rank_agreement")) for row in rows}
+    shown = [row for row in rows if found[row.model]]
+    if not shown:
+        return None
+    teachers = list(dict.fromkeys(str(name) for row in shown for name in found[row.model]))
+    table = []
+    shown.sort(key=lambda row: (_ORDER[row.role], -_low(row.number("rank_agreement"))))
+    for row in shown:
+        values = [number(mapping(found[row.model].get(name)).get("tau")) for name in teachers]
+        mean = row.number("rank_agreement")
+        cells = [_name(row), Cell(row.role), *(Cell(decimal(value), value) for value in values)]
+        table.append([*cells, Cell(decimal(mean), mean)])
+    k = count(number(mapping(found[shown[0].model].get(teachers[0])).get("k")))
+    caption = f"{split}: order of the {k} nearest wrong answers as each teacher sees it (Kendall's tau, -1 to 1)"
+    return PageTable(caption, ["Model", "Role", *teachers, "Mean"], table, _students(shown))
 
 
 def shift_table(rows: Sequence[Row]) -> PageTable | None:

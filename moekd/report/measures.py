@@ -29,6 +29,7 @@ _LABELS = {
     "knn_accuracy": "kNN accuracy",
     "worst_teacher_r2": "R2 of worst teacher",
     "mean_teacher_r2": "R2 of teachers",
+    "rank_agreement": "order as the teacher's (tau)",
 }
 
 

@@ -66,3 +66,19 @@ def test_retrieval_of_a_cross_encoder_is_measured_by_its_scores(tmp_path: Path) 
     run = train(recipe(RANK), tmp_path)
     assert {"student", "a", "b"} <= set(run.results["test"]["test"])
     assert 0 <= run.results["test"]["test"]["a"]["retrieval_r1"] <= 1
+
+
+def test_the_order_of_hard_negatives_is_compared_with_every_teacher(tmp_path: Path) -> None:
+    raw = recipe(RANK)
+    raw["evaluation"] = raw.get("evaluation", {}) | {"retrieval": {"rank_agreement": 4}, "headline": "rank_agreement"}
+    alone = {"name": "alone", "trains": ["student"], "epochs": 1, "objectives": ["contrastive"]}
+    raw["baselines"] = {"alone": {"stages": [alone]}}
+    run = train(raw, tmp_path)
+    parts, flat = run.results["vision_language"]["test"], run.results["test"]["test"]
+    for name in ("student", "alone"):
+        taus = [row["tau"] for row in parts[name]["rank_agreement"].values()]
+        assert set(parts[name]["rank_agreement"]) == {"a", "b"}
+        assert all(-1 <= tau <= 1 for tau in taus)
+        assert flat[name]["rank_agreement"] == pytest.approx(sum(taus) / 2)
+    assert "rank_agreement" not in flat["a"]
+    assert run.results["headline"] == "rank_agreement"

@@ -79,6 +79,21 @@ def test_the_tables_hold_the_numbers(folder: Path):
     assert all(row[1].text != "teacher" for row in teachers.rows)
 
 
+def test_the_order_of_hard_negatives_has_a_table(folder: Path):
+    results = json.loads((folder / "results.json").read_text())
+    for model, tau in (("student", 0.5), ("student_alone", 0.25)):
+        rows = {"multimodal": {"tau": tau, "k": 16}, "audio": {"tau": -tau, "k": 16}}
+        results["vision_language"]["test"][model]["rank_agreement"] = rows
+        results["test"]["test"][model]["rank_agreement"] = 0.0
+    (folder / "results.json").write_text(json.dumps(results))
+    run = read_run(folder)
+    tables = dict(embedding_tables(run, results_table(run.results, run.teachers)))["test"]
+    assert tables[-1].header == ["Model", "Role", "multimodal", "audio", "Mean"]
+    assert [cell.text for cell in tables[-1].rows[0]][1:] == ["student", "0.500", "-0.500", "0.000"]
+    assert tables[-1].caption.startswith("test: order of the 16 nearest wrong answers")
+    assert len(tables[-1].rows) == 2
+
+
 def test_the_shift_is_the_difference_to_test(folder: Path):
     run = read_run(folder)
     table = shift_table(results_table(run.results, run.teachers))

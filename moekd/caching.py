@@ -21,7 +21,7 @@ from .progress import Progressbar
 from .recipe import Recipe
 from .stages import StageContext, StageSettings
 from .stages.teacher_plan import TeacherPlan, plan_teachers, prepared_pass
-from .stages.trainable import train_only
+from .stages.trainable import owner_and_path, train_only
 from .trainer import make_accelerator
 
 logger = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ def _stages(
             )
             plan = _plan(program, phase, settings, accelerator.device)
             early = sorted({name for name in plan.variants if _changed(name, trained)})
-            trained |= set(settings.trains) - {"student", "router", "objectives"}
+            trained |= {owner_and_path(name)[0] for name in stage.changes} - {"student", "router", "objectives"}
             reason = plan.reason or ("" if plan.variants else "no teacher takes part")
             if early:
                 reason = f"an earlier stage trains {', '.join(early)}; its run fills the folder"

@@ -50,7 +50,7 @@ def check(recipe: Recipe, rows: int = 1024) -> CheckReport:
     models: dict[str, Model] = {"student": program.phases[0].student}
     models |= {f"teachers.{name}": program.pool.teacher(name) for name in program.pool.names}
     stages = [stage for phase in program.phases for stage in phase.stages]
-    trained = {owner_and_path(name)[0] for stage in stages for name in stage.settings.trains}
+    trained = {owner_and_path(name)[0] for stage in stages for name in stage.changes}
     described = [_describe(name, model, program, sample, trained, rows) for name, model in models.items()]
     for name in program.pool.specialised:
         count = sum(p.numel() for p in program.pool.mask(name).parameters())

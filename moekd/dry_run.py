@@ -56,6 +56,8 @@ def _step(program: Program, phase: Phase, index: int) -> dict[str, Any]:
         if split in program.test_splits:
             raise ConfigError(f"split: '{split}' is for the final test; train on another split")
     phase.stages[index].check(models, program.data)
+    if not settings.trains and not phase.stages[index].needs_training:
+        return _summary(phase, settings)
     sample = _sample(program, settings.split)
     modules = train_only(models, settings.trains, nn.ModuleList(settings.objectives))
     if settings.micro_batch is not None:
@@ -82,10 +84,7 @@ def _step(program: Program, phase: Phase, index: int) -> dict[str, Any]:
     forwards = program.pool.forwards - before
     _check_monitor(program, models, settings, "student" in modules, list(losses))
     trainable = sum(p.numel() for p in parameters)
-    return {
-        "phase": phase.name,
-        "stage": settings.name,
-        "trains": list(settings.trains),
+    return _summary(phase, settings) | {
         "trainable": trainable,
         "steps": steps,
         "teacher_forwards": 0 if plan.cached else forwards,
@@ -93,6 +92,13 @@ def _step(program: Program, phase: Phase, index: int) -> dict[str, Any]:
         "state_mb": round(trainable * 16 / 2**20, 1),
         "losses": sorted([*losses, *auxiliary]),
     }
+
+
+def _summary(phase: Phase, settings: StageSettings) -> dict[str, Any]:
+    """Return the row of a stage that trains nothing."""
+    counts = {"trainable": 0, "steps": 0, "teacher_forwards": 0, "teachers": "none", "state_mb": 0.0}
+    names = {"phase": phase.name, "stage": settings.name, "trains": list(settings.trains)}
+    return names | counts | {"losses": []}
 
 
 def _check_monitor(

@@ -75,7 +75,7 @@ def checkpoint_bytes(program: Program) -> int:
     """Return about how large a checkpoint gets: weights, two moments of the optimizer, the best weights."""
     state = RunState()
     for stage in (stage for phase in program.phases for stage in phase.stages):
-        state.note_trained(stage.settings.trains, program.pool)
+        state.note_trained(stage.changes, program.pool)
     modules: list[nn.Module] = [program.pool.masks, *(program.pool.teacher(name) for name in state.trained)]
     modules += [part for phase in program.phases for part in (phase.student, phase.router) if part is not None]
     weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())

@@ -123,7 +123,7 @@ class Trainer:
         for position in range(self.state.stage, len(phase.stages)):
             self.state.phase, self.state.stage = index, position
             stage = phase.stages[position]
-            self.state.note_trained(stage.settings.trains, self.program.pool)
+            self.state.note_trained(stage.changes, self.program.pool)
             stage.run(self.context(phase), stage_state)
             stage_state = None
             self.state.note_student(self.program, index, stage.name)

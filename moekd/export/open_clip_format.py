@@ -101,7 +101,7 @@ def open_clip_source(network: nn.Module, document: Mapping[str, Any], any_pictur
     if not isinstance(network, OpenClip | TwoTower):
         kind = document["network"]["kind"]
         raise refuse(FORMAT, f"open_clip has image and text towers of its own; this student is of kind '{kind}'")
-    if network.classifier is not None:
+    if network.classifier is not None or network.tip_adapter is not None:
         raise refuse(FORMAT, "it has a classifier of its own")
     pictures = preparation(network, document["fields"]) or network.settings
     if not any_pictures:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ModelError
 from ..networks.adapter import Adapter
+from ..networks.class_vectors import ClassVectors
 from ..networks.sounds import SoundContract
 from ..networks.zero_shot import ZeroShot, ZeroShotOptions
 from ..signals import Signals
@@ -83,12 +84,16 @@ class Tower(nn.Module):
         if network.logits_only:
             return {"logits": embedding}
         said = {f"{self.modality}_embeds": embedding}
-        if network.classifier is not None:
+        scale, bias = network.scale_and_bias()
+        one = torch.ones((), device=embedding.device) if scale is None else scale
+        if isinstance(network.classifier, ClassVectors):
+            said["logits"] = network.classifier(embedding, one)
+        elif network.classifier is not None:
             said["logits"] = network.classifier(embedding)
         elif network.zero_shot is not None and isinstance(self.vectors, Tensor):
-            scale, bias = network.scale_and_bias()
-            one = torch.ones((), device=embedding.device) if scale is None else scale
             said["logits"] = network.zero_shot.logits(embedding, self.vectors, one, bias)
+        if network.tip_adapter is not None and self.modality == network.seen and "logits" in said:
+            said["logits"] = said["logits"] + network.tip_adapter(embedding)
         return said
 
 

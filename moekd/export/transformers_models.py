@@ -51,6 +51,8 @@ def transformers_source(network: nn.Module, pictures: ImageSettings | None, docu
     Raises:
         ModelError: it can't be.
     """
+    if getattr(network, "tip_adapter", None) is not None:
+        raise refuse(FORMAT, "labelled pictures vote beside its classifier")
     if isinstance(network, Transformers):
         return Source(network.model, _processor(network, pictures), _classifier(network))
     if isinstance(network, Timm):

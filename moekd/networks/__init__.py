@@ -29,6 +29,7 @@ from .soft_slots import SlotFusion, SoftSlots, slot_weights
 from .text_tower import TextOptions, TextTower
 from .timm import Timm
 from .timm_encoder import TimmEncoder
+from .tip_adapter import TipAdapter, TipAdapterOptions, cache_scores
 from .token_encoder import Classifier, TokenEncoder
 from .transformers import Transformers
 from .two_tower import TwoTower
@@ -73,6 +74,8 @@ __all__ = [
     "TextTower",
     "Timm",
     "TimmEncoder",
+    "TipAdapter",
+    "TipAdapterOptions",
     "TokenEncoder",
     "Transformers",
     "TwoTower",
@@ -80,6 +83,7 @@ __all__ = [
     "VisualBranchNetVggs",
     "VitEncoder",
     "ZeroShotOptions",
+    "cache_scores",
     "mixed_heads",
     "slot_weights",
 ]

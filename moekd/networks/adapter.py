@@ -24,6 +24,7 @@ from ..errors import ConfigError, MissingDependencyError, ModelError
 from .class_vectors import ClassVectors
 from .images import ImageContract
 from .texts import TextContract
+from .tip_adapter import TipAdapter, TipAdapterOptions
 from .zero_shot import ZeroShot, ZeroShotOptions
 
 Fields = Mapping[str, Mapping[str, Any]]
@@ -103,6 +104,7 @@ class Adapter(nn.Module):
     model: Any
     zero_shot: ZeroShot | None
     classifier: nn.Module | None
+    tip_adapter: TipAdapter | None
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ class Adapter(nn.Module):
         self.readers: dict[str, str] = {}
         self.images = nn.ModuleDict()
         self.texts: dict[str, TextContract] = {}
-        self.zero_shot = self.classifier = None
+        self.zero_shot = self.classifier = self.tip_adapter = None
         self.logits_only = self.partial = False
         self._prompt_tokens: TextContract | None = None
 
@@ -176,6 +178,8 @@ class Adapter(nn.Module):
             said["logits"] = self.classifier(seen)
         elif vectors is not None and self.zero_shot is not None and seen is not None:
             said["logits"] = self.zero_shot.logits(seen, vectors, one, bias)
+        if self.tip_adapter is not None and seen is not None and "logits" in said:
+            said["logits"] = said["logits"] + self.tip_adapter(seen)
         return said
 
     def check_count(self, inputs: int) -> None:
@@ -298,6 +302,32 @@ class Adapter(nn.Module):
         if set(self.readers.values()) == {"text"}:
             raise ConfigError("zero_shot: the model reads texts alone; add a field that can be classified to 'inputs'")
         self.zero_shot = ZeroShot(options, class_names, token_width)
+
+    def add_tip_adapter(self, options: TipAdapterOptions | None, num_classes: int, width: Callable[[], int]) -> None:
+        """Let labelled pictures vote beside the classifier, which has to be there; see `TipAdapter`.
+
+        Args:
+            options: number of entries; None: no such thing.
+            num_classes: C.
+            width: gives D.
+
+        Raises:
+            ConfigError: the model gives no logits that votes could be added to.
+        """
+        if options is None:
+            return
+        if self.classifier is None and self.zero_shot is None:
+            raise ConfigError("tip_adapter: votes are added to logits, which the model does not give; classify as well")
+        if self.seen == "text":
+            raise ConfigError(
+                "tip_adapter: the model reads texts alone; add a field that can be classified to 'inputs'"
+            )
+        self.tip_adapter = TipAdapter(options, width(), num_classes)
+
+    @property
+    def seen(self) -> str:
+        """The modality that logits are about."""
+        return next((modality for modality in self.readers.values() if modality != "text"), "text")
 
     def class_vectors(self) -> Tensor | None:
         """Return the vectors of the classes by their names, `[C, D]` of length 1.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..registry import Injected
 from .base import NETWORKS, Encoder
 
@@ -103,6 +103,50 @@ class MultiHead(nn.Module):
         """Set how the heads are mixed."""
         self.alpha.fill_(alpha)
         self.temperature.fill_(temperature)
+
+    def check_start(self, vectors_CD: Tensor, names: Sequence[str] | None = None) -> list[str]:
+        """Return the heads that can start from class vectors: those of `names`, by default all.
+
+        Raises:
+            ConfigError: no such head, or vectors of another width or number.
+        """
+        wanted = list(self.heads) if names is None else list(names)
+        for name in wanted:
+            if name not in self.heads:
+                hint = did_you_mean(name, self.heads) or f"; heads: {', '.join(self.heads)}"
+                raise ConfigError(f"the student has no head '{name}'{hint}")
+            head, found = self.linear(name), list(vectors_CD.shape)
+            if found != list(head.weight.shape):
+                raise ConfigError(
+                    f"a head can't start from class vectors {found}: it has {head.out_features} classes and reads "
+                    f"{head.in_features} features; give the student's encoder the width of the class vectors"
+                )
+        return wanted
+
+    @torch.no_grad()
+    def start(self, vectors_CD: Tensor, names: Sequence[str] | None = None) -> None:
+        """Start heads from class vectors, as they are, with biases 0 (language-aware initialisation of DHO).
+
+        It is for students whose features are in the space of the vectors, such as those that start from the image tower
+        of the same contrastive model; with `cosine` and its `scale` the other heads then begin as its zero-shot logits.
+
+        Args:
+            vectors_CD: one a class.
+            names: heads that start from them; None: all.
+
+        Raises:
+            ConfigError: see `check_start`.
+        """
+        for name in self.check_start(vectors_CD, names):
+            head = self.linear(name)
+            head.weight.copy_(vectors_CD)
+            head.bias.zero_()
+
+    def linear(self, name: str) -> nn.Linear:
+        """Return a head."""
+        head = self.heads[name]
+        assert isinstance(head, nn.Linear)
+        return head
 
     def _score(self, number: int, head: nn.Module, features: Tensor) -> Tensor:
         scaled = self.cosine and number > 0

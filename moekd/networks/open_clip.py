@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, did_you_mean
@@ -20,7 +21,8 @@ from .images import ImageContract, ImageOptions, as_interpolation, image_setting
 from .inherit import InheritOptions
 from .loading import Loading, on_meta
 from .texts import TextContract, Texts, UnknownTokens
-from .zero_shot import ZeroShotOptions
+from .tip_adapter import TipAdapterOptions
+from .zero_shot import ZeroShotOptions, eval_mode
 
 CONFIG = "open_clip_config.json"
 
@@ -41,6 +43,7 @@ class OpenClip(Adapter):
             None leaves new weights (a folder or a repository brings its own).
         revision: commit of a "hf-hub:" repository, so that the same weights come each time.
         zero_shot: classify by the names of the classes.
+        tip_adapter: labelled pictures vote beside the classifier, see `TipAdapter`.
         image: replaces parts of the model's own preparation of pictures.
         options: further options of `open_clip.create_model` (`force_quick_gelu`, say).
         inherit: take the first weights over from a larger model, see `InheritOptions`.
@@ -63,6 +66,7 @@ class OpenClip(Adapter):
         pretrained: str | None = None,
         revision: str | None = None,
         zero_shot: ZeroShotOptions | None = None,
+        tip_adapter: TipAdapterOptions | None = None,
         image: ImageOptions | None = None,
         options: dict[str, Any] | None = None,
         inherit: InheritOptions | None = None,
@@ -93,6 +97,7 @@ class OpenClip(Adapter):
         self.context = int(getattr(self.model, "context_length", None) or self.tokenizer.context_length)
         self.read_fields(fields, ("image", "text"), lambda f, label: ImageContract(self.settings, f, label), self._text)
         self.add_zero_shot(zero_shot, class_names, self._text(None, "class names"))
+        self.add_tip_adapter(tip_adapter, num_classes, self._width)
         if inherit is not None and loading == "weights":
             from .inherit_source import take_over
 
@@ -107,6 +112,10 @@ class OpenClip(Adapter):
         """Return text embeddings `[B, D]`; the model finds the end of a text by itself."""
         embedding: Tensor = self.model.encode_text(ids)
         return embedding
+
+    def _width(self) -> int:
+        with eval_mode(self), torch.no_grad():
+            return self.encode("image", self._place(torch.zeros(1, 3, *self.settings.size))).shape[1]
 
     def scale_and_bias(self) -> tuple[Tensor | None, Tensor | None]:
         """Return exp of the learned log-scale, and the bias of sigmoid models."""

@@ -21,6 +21,7 @@ from .images import ImageContract, ImageOptions
 from .loading import Loading, on_meta
 from .sounds import SoundContract
 from .texts import TextContract, UnknownTokens
+from .tip_adapter import TipAdapterOptions
 from .transformers_architecture import (
     check_architecture,
     extractor_of,
@@ -59,6 +60,7 @@ class Transformers(Adapter):
             patches), or the model's pooling layer. `auto`: what a sentence encoder's folder says, else the mean for
             texts and sounds; for pictures the pooling layer if the checkpoint has one, else the first token.
         zero_shot: classify by the names of the classes.
+        tip_adapter: labelled pictures (or sounds) vote beside the classifier, see `TipAdapter`.
         image: replaces parts of the model's own preparation of pictures.
         tokenizer: folder of the tokenizer, for a model that is made of a config.
         architecture: config of the model (`model_type` and the options that differ from its defaults). With a folder or
@@ -82,6 +84,7 @@ class Transformers(Adapter):
         classifier: Classifier = "none",
         pool: Pool = "auto",
         zero_shot: ZeroShotOptions | None = None,
+        tip_adapter: TipAdapterOptions | None = None,
         image: ImageOptions | None = None,
         tokenizer: str | None = None,
         architecture: dict[str, Any] | None = None,
@@ -111,6 +114,7 @@ class Transformers(Adapter):
         if zero_shot is not None and not self.dual:
             raise ConfigError("zero_shot: this model has no text tower that could read class names")
         self.add_zero_shot(zero_shot, class_names, self._text(None, "class names") if zero_shot is not None else None)
+        self.add_tip_adapter(tip_adapter, num_classes, self._width)
 
     def encode(self, modality: str, value: Any) -> Tensor:
         """Return the embedding `[B, D]` of pictures or of a sound's features (logits with the `own` classifier)."""
@@ -189,11 +193,14 @@ class Transformers(Adapter):
     def _new_classifier(self, num_classes: int) -> nn.Module:
         if num_classes < 1:
             raise ConfigError("classifier: the number of classes is not known here; use 'none' or 'own'")
-        with eval_mode(self), torch.no_grad():
-            layer = nn.Linear(self._example().shape[1], num_classes)
+        layer = nn.Linear(self._width(), num_classes)
         nn.init.trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
         return layer
+
+    def _width(self) -> int:
+        with eval_mode(self), torch.no_grad():
+            return self._example().shape[1]
 
     def _example(self) -> Tensor:
         """Return the embedding of an empty picture, text or sound, to learn its width."""

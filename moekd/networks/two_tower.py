@@ -25,6 +25,7 @@ from .loading import Loading, on_meta
 from .presets import PRESETS, Preset, preset_tower
 from .text_tower import TextOptions, TextTower, Tokens
 from .texts import TextContract
+from .tip_adapter import TipAdapterOptions
 from .zero_shot import ZeroShotOptions
 
 
@@ -76,6 +77,7 @@ class TwoTower(Adapter):
         classifier: `new`: a linear layer on the image's embedding gives logits for the classes of the data set.
         zero_shot: classify by the names of the classes.
         class_vectors: classify by vectors of the classes that a stage takes over from a teacher, see `ClassVectors`.
+        tip_adapter: labelled pictures vote beside the classifier, see `TipAdapter`.
         image: replaces parts of the image tower's preparation of pictures; the project's own towers take them in the
             size they have, with mean and std 0.5.
         inherit: take the first weights over from a larger model, see `InheritOptions`.
@@ -105,6 +107,7 @@ class TwoTower(Adapter):
         classifier: Literal["none", "new"] = "none",
         zero_shot: ZeroShotOptions | None = None,
         class_vectors: ClassVectorOptions | None = None,
+        tip_adapter: TipAdapterOptions | None = None,
         image: ImageOptions | None = None,
         inherit: InheritOptions | None = None,
         class_names: Injected[list[str] | None] = None,
@@ -138,6 +141,7 @@ class TwoTower(Adapter):
             self.classifier = ClassVectors(class_vectors, self.model.width, num_classes)
         prompts = self._texts(None, "class names") if self.tokens else None
         self.add_zero_shot(zero_shot, class_names, prompts, None if reader is None else reader.out_features)
+        self.add_tip_adapter(tip_adapter, num_classes, lambda: self.model.width)
         if inherit is not None and loading == "weights":
             take_over(self.model, inherit)
 

@@ -5,6 +5,7 @@ from .bilevel import BilevelStage
 from .class_vectors import ClassVectorStage
 from .context import RunData, StageContext
 from .fit_head_mix import FitHeadMixStage, fit_head_mix
+from .tip_adapter import TipAdapterStage, fit_tip_adapter
 from .train import TrainStage
 from .training_step import TrainingStep, WeightedObjective
 
@@ -18,8 +19,10 @@ __all__ = [
     "Stage",
     "StageContext",
     "StageSettings",
+    "TipAdapterStage",
     "TrainStage",
     "TrainingStep",
     "WeightedObjective",
     "fit_head_mix",
+    "fit_tip_adapter",
 ]

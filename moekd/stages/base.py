@@ -96,6 +96,9 @@ class Stage:
         settings: what every kind of stage has.
     """
 
+    #: False for kinds that set something by themselves, so that they may train nothing.
+    needs_training = True
+
     def __init__(self, settings: Injected[StageSettings]) -> None:
         self.settings = settings
 
@@ -108,6 +111,11 @@ class Stage:
     def splits(self) -> list[str]:
         """Splits that the stage learns from."""
         return [self.settings.split]
+
+    @property
+    def changes(self) -> list[str]:
+        """Models that are others after the stage, in the names of `trains`."""
+        return list(self.settings.trains)
 
     def check(self, models: Models, data: RunData) -> None:
         """Refuse what can't work, before anything is trained.

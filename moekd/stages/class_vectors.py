@@ -53,6 +53,8 @@ class ClassVectorStage(TrainStage):
         target: path of the class vectors in its network.
     """
 
+    needs_training = False
+
     def __init__(
         self,
         settings: Injected[StageSettings],
@@ -73,6 +75,11 @@ class ClassVectorStage(TrainStage):
         """Splits that the stage learns from."""
         return [self.settings.split, *([] if self.from_split is None else [self.from_split])]
 
+    @property
+    def changes(self) -> list[str]:
+        """Models that are others after the stage, in the names of `trains`."""
+        return [*self.settings.trains, "student" if self.into == "student" else f"teachers.{self.into}"]
+
     def run(self, context: StageContext, resume: Mapping[str, Any] | None = None) -> None:
         """Set the vectors (unless a resumed run has them already), train, and renew those that moved."""
         if resume is None:
@@ -90,7 +97,7 @@ class ClassVectorStage(TrainStage):
             ConfigError: what it is.
         """
         super().check(models, data)
-        model, source = _model(models, self.into), _model(models, self.teacher or "student")
+        model, source = model_named(models, self.into), model_named(models, self.teacher or "student")
         if any(getattr(m.network, "stands_in", False) for m in (model, source)):
             return
         place = self.place(model)
@@ -98,7 +105,7 @@ class ClassVectorStage(TrainStage):
             width = self.of_teacher(source).shape[1]
         else:
             split = data.split(self.from_split)
-            width = _embedding(source, split.__getitems__([0, min(1, len(split) - 1)]), self.embedding).shape[1]
+            width = embedding_of(source, split.__getitems__([0, min(1, len(split) - 1)]), self.embedding).shape[1]
         if width != place.vectors.shape[1]:
             raise ConfigError(
                 f"stage '{self.name}': the class vectors have {width} numbers, '{self.into}' has place for "
@@ -125,23 +132,14 @@ class ClassVectorStage(TrainStage):
         Raises:
             ConfigError: it has no classes by name.
         """
-        network: nn.Module = teacher.network
-        own = [part for part in network.modules() if isinstance(part, ClassVectors)]
-        give = getattr(network, "class_vectors", None)
-        with _evaluated(teacher), torch.no_grad():
-            found = own[0].vectors if own else give() if callable(give) else None
-        if not isinstance(found, Tensor):
-            raise ConfigError(
-                f"stage '{self.name}': teacher '{self.teacher}' names no classes; give it 'zero_shot' or class_vectors"
-            )
-        return found
+        return class_vectors_of(teacher, f"stage '{self.name}': teacher '{self.teacher}'")
 
     def fill(self, context: StageContext) -> None:
         """Set the class vectors."""
         models, device = context.models, context.device
         for module in (models.student, models.pool):
             module.to(device)
-        place, source = self.place(_model(models, self.into)), _model(models, self.teacher or "student")
+        place, source = self.place(model_named(models, self.into)), model_named(models, self.teacher or "student")
         if self.from_split is None:
             place.adopt(self.of_teacher(source))
         else:
@@ -161,26 +159,55 @@ def class_means(model: Model, data: RunData, split: str, embedding: str, device:
     """
     sums: Tensor | None = None
     counts = torch.zeros(data.num_classes, device=device)
-    with _evaluated(model):
-        for batch in data.eval_loader(split):
-            moved = to_device(batch, device)
-            known = moved["labelled"] & (moved["label"] >= 0)
-            rows, labels = F.normalize(_embedding(model, moved, embedding)[known].float(), dim=1), moved["label"][known]
-            sums = rows.new_zeros(data.num_classes, rows.shape[1]) if sums is None else sums
-            sums.index_add_(0, labels, rows)
-            counts += torch.bincount(labels, minlength=data.num_classes).to(counts)
+    for rows, labels in labelled_embeddings(model, data, split, embedding, device):
+        sums = rows.new_zeros(data.num_classes, rows.shape[1]) if sums is None else sums
+        sums.index_add_(0, labels, rows)
+        counts += torch.bincount(labels, minlength=data.num_classes).to(counts)
     if sums is None or not bool(counts.any()):
         raise ConfigError(f"class means: split '{split}' has no labelled row")
     return sums / counts.clamp_min(1)[:, None]
 
 
-def _model(models: Models, name: str) -> Model:
+def class_vectors_of(model: Model, who: str) -> Tensor:
+    """Return the class vectors of a model, stored ones or those of the names of its classes, `[C, D]`.
+
+    Raises:
+        ConfigError: `who` has no classes by name.
+    """
+    network: nn.Module = model.network
+    own = [part for part in network.modules() if isinstance(part, ClassVectors)]
+    give = getattr(network, "class_vectors", None)
+    with evaluated(model), torch.no_grad():
+        found = own[0].vectors if own else give() if callable(give) else None
+    if not isinstance(found, Tensor):
+        raise ConfigError(f"{who} names no classes; give it 'zero_shot' or class_vectors")
+    return found
+
+
+@torch.no_grad()
+def labelled_embeddings(
+    model: Model, data: RunData, split: str, embedding: str, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the embeddings of the labelled rows of a whole split, at length 1, `[N, D]`, with their labels `[N]`."""
+    for batch in data.eval_loader(split):
+        moved = to_device(batch, device)
+        known = moved["labelled"] & (moved["label"] >= 0)
+        yield F.normalize(embedding_of(model, moved, embedding)[known].float(), dim=1), moved["label"][known]
+
+
+def model_named(models: Models, name: str) -> Model:
+    """Return the student or a teacher."""
     return models.student if name == "student" else models.pool.teacher(name)
 
 
 @torch.no_grad()
-def _embedding(model: Model, batch: Batch, name: str) -> Tensor:
-    with _evaluated(model):
+def embedding_of(model: Model, batch: Batch, name: str) -> Tensor:
+    """Return an embedding of a model in eval mode, `[B, D]`.
+
+    Raises:
+        ConfigError: the model has no such embedding.
+    """
+    with evaluated(model):
         said = model(batch, ()).embeddings
     if name not in said:
         hint = did_you_mean(name, said) or f"; embeddings: {', '.join(said) or 'none'}"
@@ -189,7 +216,7 @@ def _embedding(model: Model, batch: Batch, name: str) -> Tensor:
 
 
 @contextmanager
-def _evaluated(model: Model) -> Iterator[None]:
+def evaluated(model: Model) -> Iterator[None]:
     """Put a model in eval mode, and the modes of its parts back."""
     modes = [(part, part.training) for part in model.modules()]
     model.eval()

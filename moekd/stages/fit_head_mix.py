@@ -5,6 +5,7 @@ Shapes: B batch, C classes, A values of alpha, T temperatures.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -22,8 +23,11 @@ from ..registry import Injected
 from ..signals import full_precision
 from ..step import Models
 from .base import STAGES, StageSettings
+from .class_vectors import class_vectors_of
 from .context import RunData, StageContext
 from .train import TrainLoop, TrainStage
+
+logger = logging.getLogger(__name__)
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 TEMPERATURES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)
@@ -116,6 +120,9 @@ class FitHeadMixStage(TrainStage):
         fit_on: split whose labels choose; others measure the result.
         alphas: weights of the first head.
         temperatures: of the other heads.
+        start_from: teacher whose class vectors the heads start from when the stage begins, with biases 0; None: they
+            go on as they are. For students with features in the teacher's space, see `MultiHead.start`.
+        start_heads: the heads that do; None: all.
     """
 
     def __init__(
@@ -124,8 +131,13 @@ class FitHeadMixStage(TrainStage):
         fit_on: str = "val",
         alphas: Annotated[list[Alpha], MinLen(1)] | None = None,
         temperatures: Annotated[list[Annotated[float, Gt(0)]], MinLen(1)] | None = None,
+        start_from: str | None = None,
+        start_heads: Annotated[list[str], MinLen(1)] | None = None,
     ) -> None:
         super().__init__(settings)
+        if start_heads is not None and start_from is None:
+            raise ConfigError(f"stage '{self.name}': start_heads {start_heads} needs start_from, the teacher")
+        self.start_from, self.start_heads = start_from, start_heads
         self.fit_on, self.alphas, self.temperatures = fit_on, alphas or ALPHAS, temperatures or TEMPERATURES
 
     @property
@@ -133,19 +145,40 @@ class FitHeadMixStage(TrainStage):
         """Splits that the stage learns from."""
         return [self.settings.split, self.fit_on]
 
+    def run(self, context: StageContext, resume: Mapping[str, Any] | None = None) -> None:
+        """Start the heads (unless a resumed run has them already) and train."""
+        if resume is None and self.start_from is not None:
+            heads = heads_of(context.models.student)
+            heads.start(self.first_vectors(context.models), self.start_heads)
+            logger.info("stage '%s': heads start from the class vectors of '%s'", self.name, self.start_from)
+        super().run(context, resume)
+
+    def first_vectors(self, models: Models) -> Tensor:
+        """Return the class vectors that heads start from, `[C, D]`."""
+        return class_vectors_of(
+            models.pool.teacher(str(self.start_from)), f"stage '{self.name}': teacher '{self.start_from}'"
+        )
+
     def make_loop(self, context: StageContext, resume: Mapping[str, Any] | None) -> TrainLoop:
         """Return the loop that runs the stage."""
         return FitHeadMixLoop(self, context, resume)
 
     def check(self, models: Models, data: RunData) -> None:
-        """Refuse a student without several heads, and a split that does not exist.
+        """Refuse a student without several heads, heads that can't start so, and a split that does not exist.
 
         Raises:
             ConfigError: what it is.
         """
         super().check(models, data)
-        heads_of(models.student)
+        heads = heads_of(models.student)
         data.split(self.fit_on)
+        if self.start_from is None:
+            return
+        vectors = self.first_vectors(models)
+        try:
+            heads.check_start(vectors, self.start_heads)
+        except ConfigError as error:
+            raise ConfigError(f"stage '{self.name}': start_from '{self.start_from}': {error}") from error
 
 
 class FitHeadMixLoop(TrainLoop):

@@ -55,6 +55,9 @@ class TrainStage(Stage):
     def run(self, context: StageContext, resume: Mapping[str, Any] | None = None) -> None:
         """Run the stage; with `resume`, continue from what `context.save` was given."""
         self.check(context.models, context.data)
+        if not self.settings.trains and not self.needs_training:
+            without_training(self.settings, context)
+            return
         loop = self.make_loop(context, resume)
         try:
             loop.run()
@@ -451,6 +454,15 @@ class TrainLoop:
         """Return the head of a record."""
         place = {"phase": self.context.phase, "stage": self.settings.name}
         return {"type": kind, **place, "epoch": self.state.epoch, "step": self.state.step}
+
+
+def without_training(settings: StageSettings, context: StageContext) -> None:
+    """Freeze all models and write the summary of a stage that trains nothing."""
+    train_only(context.models, (), nn.ModuleList())
+    done = {"epoch": 0, "step": 0, "epochs": 0, "steps": 0, "seconds": 0.0, "best_epoch": None}
+    forwards = {"train_seconds": 0.0, "teacher_forwards": 0}
+    place = {"type": "stage_end", "phase": context.phase, "stage": settings.name}
+    context.log(place | done | forwards | PeakMemory(context.device).record())
 
 
 def _tell_of_small_batches(settings: StageSettings) -> None:

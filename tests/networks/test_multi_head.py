@@ -8,7 +8,7 @@ from torch import nn
 
 from moekd.errors import ConfigError
 from moekd.model import Model
-from moekd.networks import MultiHead, mixed_heads
+from moekd.networks import Encoder, MultiHead, mixed_heads
 from moekd.networks.mlp import MlpEncoder
 from moekd.objectives import kd_kl
 from moekd.stages.fit_head_mix import ALPHAS, TEMPERATURES, count_right, first_best, fit_head_mix
@@ -71,6 +71,71 @@ def test_cosine_heads_do_not_see_the_length_of_features() -> None:
     assert not torch.allclose(after["labels"], before["labels"])
     z = nn.functional.normalize(network.encoder(x), dim=1)
     torch.testing.assert_close(after["teacher"], 10 * network.heads["teacher"](z))
+
+
+class Unchanged(Encoder):
+    """Features are the input, as if the student had the image tower of a contrastive model."""
+
+    out_features = 4
+
+    def forward(self, x):
+        return x
+
+
+def test_heads_start_as_the_scores_of_class_vectors() -> None:
+    torch.manual_seed(1)
+    network, vectors, x = MultiHead(3, Unchanged(), cosine=True, scale=20), torch.randn(3, 4), torch.randn(5, 4)
+    network.start(vectors)
+    said = network(x)
+    zero_shot = 20 * nn.functional.normalize(x, dim=1) @ vectors.T
+    torch.testing.assert_close(said["teacher"], zero_shot)
+    torch.testing.assert_close(said["labels"], x @ vectors.T)
+    vectors.zero_()
+    torch.testing.assert_close(network(x)["teacher"], zero_shot, msg="the vectors are copied")
+    torch.testing.assert_close(kd_kl(said["teacher"], zero_shot, 2), torch.zeros(5), atol=1e-6, rtol=0)
+
+
+def test_some_heads_start_and_the_others_stay() -> None:
+    network, vectors = student(), torch.randn(3, 5)
+    before = network.heads["labels"].weight.clone()
+    network.start(vectors, ["teacher"])
+    assert torch.equal(network.heads["labels"].weight, before)
+    assert torch.equal(network.heads["teacher"].weight, vectors)
+    assert not network.heads["teacher"].bias.any()
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_heads_that_can_not_start_so_stay_as_they_are() -> None:
+    network = student()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ConfigError, match=r"class vectors \[3, 7\]: it has 3 classes and reads 5 features"):
+        network.start(torch.randn(3, 7))
+    with pytest.raises(ConfigError, match=r"class vectors \[4, 5\]"):
+        network.start(torch.randn(4, 5))
+    with pytest.raises(ConfigError, match="no head 'teachr'; did you mean 'teacher'"):
+        network.start(torch.randn(3, 5), ["labels", "teachr"])
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_two_losses_never_pull_at_the_same_classifier() -> None:
+    """One head for both has gradients that can point against each other; with two heads none is shared."""
+    network = student()
+    x, target = torch.randn(8, 4), torch.randn(8, 3) * 5
+    labels = target.argmin(dim=1)  # the teacher disagrees with every label
+
+    def gradients(head: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        found = []
+        for name, loss in (("labels", nn.functional.cross_entropy), (head, lambda z, y: kd_kl(z, y, 2).mean())):
+            network.zero_grad(set_to_none=True)
+            loss(network(x)[name], labels if name == "labels" and not found else target).backward()
+            named = network.heads.named_parameters()
+            found.append({key: p.grad.clone() for key, p in named if p.grad is not None and p.grad.any()})
+        return found[0], found[1]
+
+    ce, kd = gradients("teacher")
+    assert (set(ce), set(kd)) == ({"labels.weight", "labels.bias"}, {"teacher.weight", "teacher.bias"})
+    ce, kd = gradients("labels")
+    assert nn.functional.cosine_similarity(ce["labels.weight"].flatten(), kd["labels.weight"].flatten(), dim=0) < 0
 
 
 def test_the_mixture_is_part_of_the_weights() -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from moekd.errors import ConfigError, ModelError
-from moekd.networks import NETWORKS, ImageOptions, OpenClip, ZeroShotOptions
+from moekd.networks import NETWORKS, ImageOptions, OpenClip, TipAdapterOptions, ZeroShotOptions
 
 open_clip = pytest.importorskip("open_clip")
 TINY = {
@@ -136,6 +136,41 @@ def test_class_vectors_follow_the_weights(folder):
     said = network(raw)["logits"]
     said.sum().backward()
     assert network.model.token_embedding.weight.grad is not None
+
+
+def test_labelled_pictures_vote_beside_the_names(folder):
+    made = {
+        entries: OpenClip(
+            str(folder),
+            2,
+            zero_shot=ZeroShotOptions(),
+            tip_adapter=None if entries is None else TipAdapterOptions(entries),
+            class_names=["cat", "dog"],
+            fields=FIELDS,
+        ).eval()
+        for entries in (None, 3)
+    }
+    raw, voting = torch.rand(2, 3, 20, 20), made[3]
+    plain, said = made[None](raw), voting(raw)
+    assert voting.tip_adapter.keys.shape == (3, 16)
+    assert torch.equal(said["logits"], plain["logits"])
+    voting.tip_adapter.adopt(said["embeddings"]["image"], torch.tensor([1, 0]))
+    added = voting.tip_adapter(said["embeddings"]["image"])
+    torch.testing.assert_close(voting(raw)["logits"], plain["logits"] + added)
+    assert added.amin() > 0
+
+
+def test_votes_of_a_model_that_is_a_description_alone():
+    network = OpenClip(
+        TINY,
+        2,
+        zero_shot=ZeroShotOptions(),
+        tip_adapter=TipAdapterOptions(3),
+        class_names=["cat", "dog"],
+        fields=FIELDS,
+        loading="meta",
+    ).eval()
+    assert network(torch.rand(2, 3, 20, 20))["logits"].shape == (2, 2)
 
 
 def test_without_logits_in_training(folder):

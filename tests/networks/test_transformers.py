@@ -11,7 +11,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from moekd.errors import ConfigError, ModelError
-from moekd.networks import ImageOptions, Transformers, ZeroShotOptions
+from moekd.networks import ImageOptions, TipAdapterOptions, Transformers, ZeroShotOptions
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "photo", "of", "cat", "dog", "red", "apple", "."]
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -87,6 +87,24 @@ def test_clip_equals_the_library(clip):
         found = torch.nn.functional.normalize(said["embeddings"][modality], dim=1)
         torch.testing.assert_close(found, expected)
     torch.testing.assert_close(said["logit_scale"], model.logit_scale.exp().expand(3))
+
+
+def test_labelled_pictures_vote_beside_a_classifier(clip, vit):
+    pixels = torch.rand(3, 3, 40, 34)
+    votes = TipAdapterOptions(3)
+    for folder, options in (
+        (clip[0], {"zero_shot": ZeroShotOptions(), "class_names": ["cat", "dog"]}),
+        (vit[0], {"classifier": "new"}),
+    ):
+        network = Transformers(str(folder), 2, tip_adapter=votes, fields=IMAGE, **options).eval()
+        said = network(pixels)
+        assert network.tip_adapter.keys.shape == (3, said["embeddings"]["image"].shape[1])
+        network.tip_adapter.adopt(said["embeddings"]["image"], torch.tensor([1, 0, 1]))
+        torch.testing.assert_close(
+            network(pixels)["logits"], said["logits"] + network.tip_adapter(said["embeddings"]["image"])
+        )
+    with pytest.raises(ConfigError, match="logits, which the model does not give"):
+        Transformers(str(clip[0]), 2, tip_adapter=votes)
 
 
 def test_siglip_texts_fill_the_context_and_its_bias_is_given(siglip):

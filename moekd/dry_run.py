@@ -56,7 +56,7 @@ def _step(program: Program, phase: Phase, index: int) -> dict[str, Any]:
         if split in program.test_splits:
             raise ConfigError(f"split: '{split}' is for the final test; train on another split")
     phase.stages[index].check(models, program.data)
-    if not settings.trains and not phase.stages[index].needs_training:
+    if phase.stages[index].idle:
         return _summary(phase, settings)
     sample = _sample(program, settings.split)
     modules = train_only(models, settings.trains, nn.ModuleList(settings.objectives))

@@ -95,6 +95,8 @@ def _stage_seconds(program: Program, stage: Stage) -> float:
     """Run the stage's own loop for a few batches of a few rows, and its validation."""
     if not isinstance(stage, TrainStage):
         return math.nan
+    if stage.idle:
+        return 0.0
     settings, data = stage.settings, program.data
     rows = TIMED * data.batch_size
     few = replace(data, splits={name: _first(split, rows) for name, split in data.splits.items()})

@@ -113,6 +113,11 @@ class Stage:
         return [self.settings.split]
 
     @property
+    def idle(self) -> bool:
+        """True where nothing trains, so that the stage sets something and no more."""
+        return not self.needs_training and not self.settings.trains
+
+    @property
     def changes(self) -> list[str]:
         """Models that are others after the stage, in the names of `trains`."""
         return list(self.settings.trains)

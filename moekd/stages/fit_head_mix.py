@@ -172,7 +172,7 @@ class FitHeadMixStage(TrainStage):
         super().check(models, data)
         heads = heads_of(models.student)
         data.split(self.fit_on)
-        if self.start_from is None:
+        if self.start_from is None or getattr(models.pool.teacher(self.start_from).network, "stands_in", False):
             return
         vectors = self.first_vectors(models)
         try:

@@ -24,6 +24,7 @@ from ..step import Models
 from .ahead import look_ahead
 from .base import STAGES, Stage, StageSettings
 from .context import RunData, StageContext
+from .episodes import check_shots
 from .fit_gates import fit_gates
 from .followers import Followers
 from .fused import use_fused, without_wrapper
@@ -55,7 +56,7 @@ class TrainStage(Stage):
     def run(self, context: StageContext, resume: Mapping[str, Any] | None = None) -> None:
         """Run the stage; with `resume`, continue from what `context.save` was given."""
         self.check(context.models, context.data)
-        if not self.settings.trains and not self.needs_training:
+        if self.idle:
             without_training(self.settings, context)
             return
         loop = self.make_loop(context, resume)
@@ -69,11 +70,13 @@ class TrainStage(Stage):
         return TrainLoop(self.settings, context, resume)
 
     def check(self, models: Models, data: RunData) -> None:
-        """Refuse to train a gate by a signal that this kind of stage does not give.
+        """Refuse to train a gate by a signal that this kind of stage does not give, and to read episodes wrongly.
 
         Raises:
-            ConfigError: the router's signal is `bilevel`.
+            ConfigError: the router's signal is `bilevel`, or an objective takes other rows for examples than the
+                episodes have.
         """
+        check_shots(self.settings, data)
         router = models.router
         routes = any(weighted.objective.routable for weighted in self.settings.objectives)
         if router is not None and router.signal == "bilevel" and "router" in self.settings.trains and routes:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from moekd.ablation.cost import expected_seconds
 from moekd.config import load_config, parse_recipe
 from moekd.dry_run import dry_run
 from moekd.errors import ConfigError
@@ -201,3 +202,49 @@ def test_rows_of_a_stage_that_trains_nothing() -> None:
     rows = {row["stage"]: row for row in dry_run(build(FREE))}
     assert (rows["vote"]["trainable"], rows["vote"]["steps"], rows["vote"]["losses"]) == (0, 0, [])
     assert rows["distill"]["steps"] > 0
+    raw, _ = load_config("methods/dho", SMALL)
+    raw.pop("paper")
+    raw["baselines"] = {}
+    raw["teachers"]["clip"]["tip_adapter"] = {"entries": 24}
+    raw["stages"] = [*raw["stages"], FREE]
+    assert expected_seconds({"config": raw, "key": "small"}, ["vote"]) == 0
+
+
+def test_a_student_can_have_votes_and_a_router_can_choose_a_teacher_with_votes(tmp_path: Path) -> None:
+    """Whatever reads logits reads those with votes: here a student, and a second teacher beside the first."""
+    raw, _ = load_config("methods/dho", [*SMALL, "stages.pretrain.epochs=1"])
+    towers = raw["teachers"]["clip"] | {"tip_adapter": {"entries": 30}}
+    distill = {
+        "name": "distill",
+        "trains": ["student", "router"],
+        "epochs": 1,
+        "objectives": [{"kind": "routed", "objective": {"kind": "kd"}}],
+    }
+    learn = {"kind": "class_vectors", "from_split": "labelled", "embedding": "text"}
+    raw |= {
+        "student": towers,
+        "teachers": {"clip": towers, "plain": {"kind": "small_cnn", "inputs": ["image"], "channels": [4]}},
+        "router": {"gate": "instance", "selection": {"kind": "dense"}, "combine": "target"},
+        "baselines": {},
+        "stages": [
+            raw["stages"][0] | {"trains": ["teachers.clip"]},
+            learn | {"name": "name_classes", "teacher": "clip", "into": "clip"},
+            FREE,
+            learn | {"name": "own_classes"},
+            FREE | {"name": "own_votes", "into": "student", "fit_on": "labelled"},
+            distill,
+        ],
+    }
+    raw.pop("paper")
+    program = Recipe(parse_recipe(raw, "small"), "small").build()
+    fit(program, tmp_path)
+    assert [(r["stage"], r["model"]) for r in records(tmp_path, "tip_adapter")] == [
+        ("vote", "clip"),
+        ("own_votes", "student"),
+    ]
+    for model in (program.phases[0].student, program.pool.teacher("clip")):
+        values = votes_of(model, "it")[0].values
+        assert values.sum() == 24
+        assert not values[24:].any()
+    routed = next(r for r in records(tmp_path, "routing"))
+    assert set(routed["shares"]) == {"clip", "plain"}

@@ -13,6 +13,7 @@ import torch
 from .assembly import (
     NetworkMaker,
     Problems,
+    at,
     build_masks,
     build_model,
     build_pool,
@@ -44,6 +45,7 @@ from .data import (
     labelled_part,
     novel_classes,
     with_corruptions,
+    with_episodes,
     with_labels,
     with_novel_classes,
     with_policy,
@@ -165,6 +167,9 @@ class Recipe:
             base = [label for label in range(dataset.num_classes) if label not in novel]
             splits = with_novel_classes(splits, novel, dataset.num_classes, config.novel.training, amount, label_seed)
         splits.setdefault("labelled", labelled_part(splits["train"]))  # a data set's own split of this name stays
+        if config.episodes is not None:
+            with at("data.episodes"):
+                splits["episodes"] = with_episodes(splits["labelled"], **vars(config.episodes))
         batch, seed = self.config.evaluation.batch_size, self.config.seed
         names, void = list(dataset.class_names), dataset.void_class
         embeddings = embedding_settings(self.config.evaluation, dataset)

@@ -21,11 +21,11 @@ from .schema import (
     PaperConfig,
     RecipeConfig,
     RouterConfig,
-    Section,
     StageConfig,
     TeacherConfig,
     TrainerConfig,
 )
+from .section import Section
 from .spec import Spec
 from .torch_optim import OPTIMIZERS, SCHEDULERS, build_optimizer, build_scheduler
 from .yaml_file import parse_yaml, to_yaml

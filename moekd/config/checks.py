@@ -10,7 +10,8 @@ from .annotations import split
 from .checker import Registries
 from .component import nested_specs, value_of
 from .options import fields_of, options_of
-from .schema import ObjectiveConfig, RecipeConfig, Section, StageConfig
+from .schema import ObjectiveConfig, RecipeConfig, StageConfig
+from .section import Section
 from .spec import INVALID, Spec, join, problem, shorten
 
 TEACHER_OPTIONS = ("teacher", "teachers")

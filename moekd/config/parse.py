@@ -12,7 +12,8 @@ from .checks import cross_check
 from .component import replace_specs, resolved
 from .options import fields_of
 from .rooms import load_rooms
-from .schema import RecipeConfig, Section
+from .schema import RecipeConfig
+from .section import Section
 from .spec import plain
 
 

@@ -16,6 +16,7 @@ from .rooms import load_rooms
 from .schema import (
     BaselineConfig,
     DataConfig,
+    EpisodesConfig,
     EvaluationConfig,
     FollowConfig,
     MasksConfig,
@@ -27,12 +28,12 @@ from .schema import (
     RecipeConfig,
     RetrievalConfig,
     RouterConfig,
-    Section,
     StageConfig,
     TeacherConfig,
     TrainerConfig,
     ZeroShotConfig,
 )
+from .section import Section
 from .spec import plain
 from .yaml_file import flow_yaml
 
@@ -40,6 +41,7 @@ SECTIONS = {
     "The whole file": RecipeConfig,
     "paper": PaperConfig,
     "data": DataConfig,
+    "data.episodes": EpisodesConfig,
     "student": ModelConfig,
     "teachers.NAME": TeacherConfig,
     "teachers.NAME.follows": FollowConfig,

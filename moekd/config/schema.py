@@ -5,45 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from .annotations import Component, Inline, Means
+from .section import ArxivId, Name, Place, Positive, Section, SnakeCase, Tracker, Trained, WeightsFile
 from .spec import Spec
-
-Name = Annotated[
-    str,
-    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\z"),
-    Means("a name of at most 64 letters, digits, _ and -"),
-]
-SnakeCase = Annotated[
-    str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}\z"), Means("a name in snake_case, at most 64 characters")
-]
-Trained = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^(student(\.\w+)*|teachers|masks|router|objectives|teachers\.[A-Za-z0-9][A-Za-z0-9_-]{0,63}(\.\w+)*)\z"
-    ),
-    Means("student, teachers, teachers.NAME, masks, router, objectives, or a part such as student.model.image"),
-]
-ArxivId = Annotated[
-    str, StringConstraints(pattern=r"^(\d{4}\.\d{4,5}|[a-z-]+(\.[A-Z]{2})?/\d{7})\z"), Means("an arXiv id in quotes")
-]
-WeightsFile = Annotated[
-    str, StringConstraints(pattern=r"^[^\x00]+\.safetensors\z"), Means("the path of a .safetensors file")
-]
-Positive = Annotated[int, Ge(1)]
-Place = Annotated[
-    str,
-    StringConstraints(pattern=r"^(auto|rotated|cpu|cuda(:\d+)?)\z"),
-    Means("auto, rotated, cpu, cuda or the name of a GPU such as cuda:1"),
-]
-Tracker = Literal["mlflow", "tensorboard", "trackio", "wandb"]
-
-
-class Section(BaseModel):
-    """A mapping of a config: keys other than its fields are forbidden."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class PaperConfig(Section):
@@ -96,6 +61,22 @@ class NovelConfig(Section):
     seed: Annotated[int, Ge(0)] = 0
 
 
+class EpisodesConfig(Section):
+    """Few-shot episodes of labelled training rows: a stage with `split: episodes` has one of them as each batch.
+
+    Attributes:
+        ways: classes of an episode.
+        shots: examples of a class, which stand in front of its queries.
+        queries: further rows of a class.
+        per_epoch: episodes of an epoch.
+    """
+
+    ways: Annotated[int, Ge(2)]
+    shots: Positive = 1
+    queries: Positive = 15
+    per_epoch: Positive = 100
+
+
 class DataConfig(Section):
     """The data set (`kind` and its options) and how it is read.
 
@@ -106,6 +87,7 @@ class DataConfig(Section):
             other rows take part in distillation and not in cross-entropy.
         labelled_share: share of rows with a label in every training batch, for few `labels`: an epoch shows each of the
             other rows once, and labelled rows as often as that takes. Without it rows are drawn alike.
+        episodes: how the split `episodes` is drawn from the training rows that have a label.
         novel: classes that are tested and not learned.
         corruptions: fields of some rows are made unreliable, to study what a router makes of it.
         num_workers: processes that read batches.
@@ -118,6 +100,7 @@ class DataConfig(Section):
     batch_size: Positive = 128
     labels: Positive | Annotated[float, Gt(0), Le(1)] | None = None
     labelled_share: Annotated[float, Gt(0), Lt(1)] | None = None
+    episodes: EpisodesConfig | None = None
     novel: NovelConfig | None = None
     corruptions: list[CorruptionConfig] = []
     num_workers: Annotated[int, Ge(0)] = 0
@@ -274,8 +257,8 @@ class StageConfig(Section):
         ema: decay of an exponential moving average of the student's weights.
         cache: where the signals of frozen teachers are kept: `auto` decides, `memory` or `disk` insist on it; with
             `off` the teachers run in every step.
-        split: what the stage trains on: `train`; `labelled`, the rows of it that have a label; or `val`, so that a
-            router is fitted on held-out labels. Never a test split.
+        split: what the stage trains on: `train`; `labelled`, the rows of it that have a label; `episodes` of
+            those, see `data.episodes`; or `val`, so that a router is fitted on held-out labels. Never a test split.
         enabled: false leaves the stage out, so that a config that extends this one or an arm of an ablation can switch
             it on.
     """

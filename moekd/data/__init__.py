@@ -16,6 +16,7 @@ from . import vggsound50k as _vggsound50k
 from . import webdataset as _webdataset
 from .corruption import Corruption, fingerprint_of, with_corruptions
 from .dataset import DATASETS, Batch, Dataset, FieldSpec, Split
+from .episodes import Episodes, with_episodes
 from .few_labels import labelled_mask, with_labels
 from .loader import BatchPlan, make_loader
 from .novel import novel_classes, with_novel_classes
@@ -30,6 +31,7 @@ __all__ = [
     "BatchPlan",
     "Corruption",
     "Dataset",
+    "Episodes",
     "FieldSpec",
     "Split",
     "fingerprint_of",
@@ -39,6 +41,7 @@ __all__ = [
     "novel_classes",
     "prepare",
     "with_corruptions",
+    "with_episodes",
     "with_labels",
     "with_novel_classes",
     "with_policy",

@@ -24,7 +24,7 @@ from ..errors import DataError, did_you_mean
 from ..registry import Registry
 from .dense import DenseLabels
 from .fingerprint import digest
-from .pairing import Pairing
+from .pairing import Batching
 
 Batch = dict[str, Any]
 Ids = NDArray[np.int64]
@@ -54,7 +54,8 @@ class Split(data.Dataset[Batch]):
         random: reading a row twice gives different values (augmentation), so that nothing computed from it can be kept.
         candidates: classes among which rows are classified in evaluation; None: all.
         drops_void: pixels that are predicted as void do not count, where else they are errors; see `ConfusionMatrix`.
-        pairing: how batches hold a fixed share of labelled rows; None: rows are drawn alike.
+        batching: how shuffled batches are made up: with a fixed share of labelled rows, or as episodes; None: rows are
+            drawn alike.
 
     Args:
         name: name of the split, for messages.
@@ -70,7 +71,7 @@ class Split(data.Dataset[Batch]):
     random: bool = False
     candidates: Ids | None = None
     drops_void: bool = False
-    pairing: Pairing | None = None
+    batching: Batching | None = None
 
     def __init__(
         self,
@@ -151,7 +152,7 @@ class WrappedSplit(Split):
 
     def __init__(self, split: Split) -> None:
         super().__init__(split.name, split.ids, split.labels, split.fields, split.table, split.blocks)
-        self.drops_void, self.pairing = split.drops_void, split.pairing
+        self.drops_void, self.batching = split.drops_void, split.batching
         self.split, self.random, self.candidates = split, split.random, split.candidates
 
     def read(self, rows: Sequence[int]) -> tuple[Batch, dict[int, str]]:

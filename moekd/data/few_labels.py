@@ -75,7 +75,7 @@ class FewLabels(WrappedSplit):
         super().__init__(split)
         self.mask = mask
         if share is not None:
-            self.pairing = Pairing(np.flatnonzero(mask), np.flatnonzero(~mask), share)
+            self.batching = Pairing(np.flatnonzero(mask), np.flatnonzero(~mask), share)
 
     def read(self, rows: Sequence[int]) -> tuple[Batch, dict[int, str]]:
         """Read rows and hide the labels of the unlabelled ones."""

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..errors import DataError
 from .dataset import Batch, Ids, Split
-from .pairing import Pairing
+from .pairing import Batching
 from .workers import WatchedLoader
 
 WINDOW = 4
@@ -37,7 +37,7 @@ class BatchPlan(Sampler[list[int]]):
         rank: this process.
         world: number of processes.
         blocks: block of each row, see `Split`; a shuffled order then stays within windows of 4 blocks.
-        pairing: gives shuffled batches a share of labelled rows, which come again; blocks do not count then.
+        batching: makes up shuffled batches in another way, in which rows may come again; blocks do not count then.
 
     Raises:
         DataError: an impossible combination, with the numbers.
@@ -55,11 +55,12 @@ class BatchPlan(Sampler[list[int]]):
         rank: int = 0,
         world: int = 1,
         blocks: Ids | None = None,
-        pairing: Pairing | None = None,
+        batching: Batching | None = None,
     ) -> None:
-        self.pairing = pairing if shuffle else None
-        if self.pairing is not None:
-            length = self.pairing.length(batch_size)
+        self.batching = batching if shuffle else None
+        if self.batching is not None:
+            batch_size = self.batching.batch_size(batch_size, world)
+            length = self.batching.length(batch_size)
         if not 0 <= rank < world:
             raise DataError(f"rank {rank} is not one of {world} processes")
         if batch_size < world or length < world:
@@ -81,8 +82,8 @@ class BatchPlan(Sampler[list[int]]):
         if not self.shuffle:
             return np.arange(self.length)
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, self.epoch])))
-        if self.pairing is not None:
-            return self.pairing.order(self.batch_size, generator)
+        if self.batching is not None:
+            return self.batching.order(self.batch_size, generator)
         if self.blocks is None:
             return generator.permutation(self.length)
         number = _numbered(self.blocks)
@@ -161,7 +162,7 @@ def make_loader(
         rank=rank,
         world=world,
         blocks=split.blocks,
-        pairing=split.pairing,
+        batching=split.batching,
     )
     generator = torch.Generator().manual_seed(seed)
     return WatchedLoader(split, plan, num_workers, timeout, pin_memory=pin_memory, generator=generator)

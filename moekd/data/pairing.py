@@ -12,8 +12,29 @@ from ..errors import DataError
 Ids = NDArray[np.int64]
 
 
+class Batching:
+    """How the batches of an epoch are made up, where rows are not drawn alike."""
+
+    def batch_size(self, asked: int, world: int) -> int:
+        """Return the rows of a global batch.
+
+        Args:
+            asked: what the config says.
+            world: number of processes.
+        """
+        return asked
+
+    def length(self, batch_size: int) -> int:
+        """Return the rows of an epoch, those that come again counted each time."""
+        raise NotImplementedError
+
+    def order(self, batch_size: int, generator: np.random.Generator) -> Ids:
+        """Return the rows of an epoch, batch by batch."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
-class Pairing:
+class Pairing(Batching):
     """Labelled and unlabelled rows that every batch holds in the same proportion.
 
     An epoch shows every unlabelled row once; the labelled rows begin anew, in another order, as often as it takes (the

@@ -29,7 +29,7 @@ class Rows(WrappedSplit):
         self.labels = labels.at(rows) if isinstance(labels, DenseLabels) else None if labels is None else labels[rows]
         self.table = {key: [column[row] for row in rows] for key, column in split.table.items()}
         self.blocks = None if split.blocks is None else split.blocks[rows]
-        self.pairing = None
+        self.batching = None
 
     def read(self, rows: Sequence[int]) -> tuple[Batch, dict[int, str]]:
         """Read rows of the part."""

@@ -78,16 +78,17 @@ def prototype_ce(
 class PrototypeCE(Objective):
     """Each labelled row of the batch finds its class among the class means of the others, see `prototype_ce`.
 
-    Batches as large as the few-label split work best, since a row whose class has no other row does not count. Class
-    means are those within the batch of a process.
+    Batches as large as the few-label split work best, since a row whose class has no other row does not count; or
+    episodes (`split: episodes`), in which the classes of the batch alone compete. Class means are those within the
+    batch of a process.
 
     Args:
         embedding: embedding of the student.
         scale: `model` (the student's own), `learned` or a number.
         initial_scale, max_scale: first and largest value of a learned scale.
         shots: the first so many rows of a class in the batch are its examples and the others are queries, as in an
-            episode; None: every row is a query, and an example for the others (inferred: an episode has its examples
-            apart, but few-label batches are too small to give rows away).
+            episode, whose `shots` this has to be; None: every row is a query, and an example for the others (inferred:
+            an episode has its examples apart, but few-label batches are too small to give rows away).
         num_classes: C.
     """
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..cache import CacheSettings, SignalStore
 from ..data import Split, make_loader
-from ..data.loader import WORKER_TIMEOUT
+from ..data.loader import WORKER_TIMEOUT, BatchPlan
 from ..errors import DataError, did_you_mean
 from ..evaluation import EmbeddingSettings
 from ..progress import Progressbar
@@ -60,8 +60,7 @@ class RunData:
     def batches(self, name: str) -> int:
         """Return the number of global batches of an epoch of training on a split."""
         split = self.split(name)
-        rows = len(split) if split.pairing is None else split.pairing.length(self.batch_size)
-        return -(-rows // self.batch_size)
+        return len(BatchPlan(len(split), self.batch_size, shuffle=True, batching=split.batching))
 
     def split(self, name: str) -> Split:
         """Return a split, or say which there are."""

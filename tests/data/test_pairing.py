@@ -41,16 +41,16 @@ def test_the_order_is_a_pure_function_and_can_be_entered_in_the_middle(small_spl
 
 def test_processes_share_every_batch(small_split) -> None:
     split = paired(small_split)
-    plans = [BatchPlan(len(split), 16, shuffle=True, rank=rank, world=2, pairing=split.pairing) for rank in range(2)]
-    whole = list(BatchPlan(len(split), 16, shuffle=True, pairing=split.pairing))
+    plans = [BatchPlan(len(split), 16, shuffle=True, rank=rank, world=2, batching=split.batching) for rank in range(2)]
+    whole = list(BatchPlan(len(split), 16, shuffle=True, batching=split.batching))
     assert [a + b for a, b in zip(*plans, strict=True)] == whole
-    mixed = [len(set(rows) & set(split.pairing.labelled.tolist())) for rows in plans[0]]
+    mixed = [len(set(rows) & set(split.batching.labelled.tolist())) for rows in plans[0]]
     assert 0 < np.mean(mixed) < 8, "both kinds reach both processes"
 
 
 def test_only_the_whole_split_is_paired(small_split) -> None:
-    assert labelled_part(paired(small_split)).pairing is None
-    assert with_labels(small_split, 12, 0).pairing is None
+    assert labelled_part(paired(small_split)).batching is None
+    assert with_labels(small_split, 12, 0).batching is None
 
 
 def test_mistakes(small_split) -> None:

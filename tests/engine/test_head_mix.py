@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from moekd.data.pairing import Pairing
 from moekd.dry_run import dry_run
 from moekd.errors import ConfigError
 from moekd.objectives import reduce
@@ -59,8 +60,8 @@ def test_the_mixture_of_the_best_epoch_is_kept(trained: tuple[Program, Path]) ->
 
 def test_half_of_each_batch_has_labels_and_the_dry_run_counts_them() -> None:
     program = build()
-    pairing = program.data.split("train").pairing
-    assert pairing is not None
+    pairing = program.data.split("train").batching
+    assert isinstance(pairing, Pairing)
     first = pairing.order(32, np.random.default_rng(0))[:32]
     assert np.isin(first, pairing.labelled).sum() == 16
     rows = {row["stage"]: row for row in dry_run(program)}

@@ -41,6 +41,9 @@ HEADINGS = (
     "run",
 )
 
+#: Metrics that a method's own table shows beside the one that is compared.
+ALSO = {"rank_agreement": "order as the teacher's (tau)"}
+
 
 @dataclass
 class Measured:
@@ -56,6 +59,7 @@ class Measured:
         values: the metric by arm and seed.
         seconds: time of a step by arm and seed.
         run_seconds: time of the whole run by seed: teachers, all arms, tests and report.
+        also: further metrics of `ALSO`, by arm and seed, where runs have them.
     """
 
     slug: str
@@ -67,6 +71,7 @@ class Measured:
     values: dict[str, dict[int, float]] = field(default_factory=dict)
     seconds: dict[str, dict[int, float]] = field(default_factory=dict)
     run_seconds: dict[int, float] = field(default_factory=dict)
+    also: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
 
 
 def methods_suite(names: Sequence[str] = ()) -> Suite:
@@ -112,6 +117,8 @@ def read_methods(suite: Suite, runs: Path) -> list[Measured]:
                 raise DataError(f"{runs / cell.name}: arm '{arm}' has no '{metric}', which evaluation.headline names")
             method.titles[arm] = results["titles"].get(arm, arm)
             method.values.setdefault(arm, {})[cell.seed] = metrics[metric]
+            for also in ALSO.keys() & metrics.keys():
+                method.also.setdefault(also, {}).setdefault(arm, {})[cell.seed] = metrics[also]
             method.seconds.setdefault(arm, {})[cell.seed] = _seconds(results["stages"], arm)
     return list(found.values())
 
@@ -201,12 +208,16 @@ def markdown(methods: Sequence[Measured], command: str) -> str:
         lines.append("| " + " | ".join(row) + " |")
     for method in methods:
         lines += ["", f"### {method.slug}", "", f"{method.title} ({method.source})", ""]
-        lines += ["| arm | seeds | value | seconds a step |", "|---|---|---|---|"]
+        further = [ALSO[also] for also in method.also]
+        lines += [f"| {' | '.join(['arm', 'seeds', 'value', *further, 'seconds a step'])} |"]
+        lines += ["|---" * (4 + len(further)) + "|"]
         for arm, values in sorted(method.values.items(), key=lambda item: -sum(item[1].values()) / len(item[1])):
             mark = " (to beat)" if arm == method.must_beat else ""
             seconds = finite(method.seconds[arm])
             each = f"{sum(seconds.values()) / len(seconds):.4f}" if seconds else "-"
-            lines.append(f"| {method.titles[arm]}{mark} | {len(values)} | {_mean(values, interval=True)} | {each} |")
+            row = [method.titles[arm] + mark, str(len(values)), _mean(values, interval=True)]
+            row += [_mean(arms.get(arm, {}), interval=True) for arms in method.also.values()]
+            lines.append(f"| {' | '.join([*row, each])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -78,7 +78,7 @@ def results(accuracy: float, seed: int, headline: str | None = None) -> dict[str
         "titles": {"student": "ours"},
         "teachers": ["teacher"],
         "stages": stages,
-        "test": {"test": {arm: {"accuracy": value, "loss": 1.0} for arm, value in arms.items()}},
+        "test": {"test": {arm: {"accuracy": value, "loss": 1.0, "rank_agreement": 0.3} for arm, value in arms.items()}},
     }
 
 
@@ -106,6 +106,8 @@ def test_runs_become_a_table(tmp_path: Path) -> None:
     assert {row["role"] for row in rows} == {"method", "alone"}
     assert [row["run_seconds"] for row in rows if row["arm"] == "student"] == ["90.0", "91.0", "92.0"]
     assert "| 91 s |" in table.read_text()
+    assert "| order as the teacher's (tau) |" in table.read_text()
+    assert "| 30.00 [30.00, 30.00] |" in table.read_text()
     drawn = (tmp_path / "out" / "methods.svg").read_text()
     assert "avmnist_image" in drawn
     assert "student alone" in drawn

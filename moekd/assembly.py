@@ -19,6 +19,7 @@ from .networks import NETWORKS
 from .networks.loading import Loading
 from .networks.origin import check_origin
 from .objectives import PairScorer
+from .objectives.pair_scores import pair_scorer
 from .randomness import seeded
 from .routers import BALANCES, GATES, SELECTIONS, Router, Shapes
 from .signals import Signals
@@ -78,18 +79,8 @@ def check_followers(pool: TeacherPool, student: Model) -> None:
 
 def pair_scorers(pool: TeacherPool) -> dict[str, PairScorer]:
     """Return how the cross-encoders of a pool score pairs of features, by name; other teachers have no such thing."""
-
-    def scorer(teacher: Teacher) -> PairScorer:
-        match_of: PairScorer = getattr(teacher.network, "match")  # noqa: B009
-
-        def match(image: Tensor, text: Tensor) -> Tensor:
-            place = teacher.device or image.device
-            return match_of(image.to(place, teacher.dtype), text.to(place, teacher.dtype)).to(image.device)
-
-        return match
-
-    teachers = {name: pool.teacher(name) for name in pool.names}
-    return {name: scorer(teacher) for name, teacher in teachers.items() if hasattr(teacher.network, "match")}
+    found = {name: pair_scorer(pool.teacher(name)) for name in pool.names}
+    return {name: scorer for name, scorer in found.items() if scorer is not None}
 
 
 def build_masks(spec: Spec, pool: TeacherPool, sample: Batch, seed: int) -> None:

@@ -17,6 +17,7 @@ from .schedules import Progress
 from .stages import StageSettings
 from .stages.fit_gates import fit, gates_to_fit, trial_batch
 from .stages.grad_cache import refuse_batch_norm
+from .stages.judges import METRIC, judging_teachers
 from .stages.teacher_plan import plan_teachers
 from .stages.trainable import parameters_of, train_only
 from .stages.untouched import untouched
@@ -113,7 +114,11 @@ def _check_monitor(
         student = models.student.eval()
         device = next((p.device for p in student.parameters()), torch.device("cpu"))
         count = program.data.num_classes
-        metrics = model_metrics(student, [batch], count, device, program.data.embeddings, program.data.void_class)
+        said, void = program.data.embeddings, program.data.void_class
+        judges = None
+        if settings.monitor.metric == METRIC and said is not None and said.rank_agreement is not None:
+            judges = judging_teachers(models.pool, said, [batch], count, device)
+        metrics = model_metrics(student, [batch], count, device, said, void, judges=judges)
         known |= {name for name, value in metrics.items() if isinstance(value, float)}
     if settings.monitor.metric not in known:
         name = settings.monitor.metric

@@ -5,7 +5,7 @@ Shapes: N images, M texts, Q queries and C candidates of one direction, K negati
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,13 @@ from .retrieval import PairScorer
 
 #: Numbers that are compared at a time, about.
 _NUMBERS = 1 << 22
+
+
+class JudgingTeacher(NamedTuple):
+    """A teacher's embeddings of a split, and its match function if it has one."""
+
+    embedded: Embedded
+    scorer: PairScorer | None
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from .embedding_metrics import (
     text_class_vectors,
 )
 from .evaluate import Classes, evaluate_signals
+from .rank_agreement import JudgingTeacher, measure_rank_agreement
 
 
 def model_metrics(
@@ -28,6 +29,7 @@ def model_metrics(
     ignore_index: int | None = None,
     keep: Iterable[int] | None = None,
     candidates: Classes | None = None,
+    judges: Mapping[str, JudgingTeacher] | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of a model in eval mode; every process has to call this.
 
@@ -43,6 +45,7 @@ def model_metrics(
         ignore_index: label that does not count.
         keep: ids of the rows whose embeddings count; None: all.
         candidates: the only classes in question; None: all.
+        judges: teachers with whose order of hard negatives the model's is compared; None: it is not.
 
     Raises:
         NonFiniteError: embeddings or logits that are not finite.
@@ -61,6 +64,10 @@ def model_metrics(
     found: dict[str, Any] = {}
     if settings.retrieval:
         found["retrieval"] = measure_retrieval(embedded, device)
+    if judges and settings.rank_agreement is not None:
+        k = settings.rank_agreement
+        taus = {n: measure_rank_agreement(embedded, t.embedded, k, device, t.scorer) for n, t in judges.items()}
+        found["rank_agreement"] = {name: values for name, values in taus.items() if values}
     vectors = text_class_vectors(model.network, settings)
     if vectors is not None:
         found["zero_shot"] = measure_zero_shot(embedded, vectors, candidates)

@@ -6,7 +6,7 @@ Shapes: B rows of this process, N rows of all processes, K candidates of a row, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch import Tensor
 from ..signals import Signals, full_precision
 from .embedding_pair import TeacherScale, TwoEmbeddings, teacher_scale
 from .embeddings import Scale, everywhere, unit
+
+if TYPE_CHECKING:
+    from ..teachers import Teacher
 
 #: Maps features of P images and of P texts to P match logits: `match` of a cross-encoder's network.
 PairScorer = Callable[[Tensor, Tensor], Tensor]
@@ -66,6 +69,20 @@ def scores_of_pairs(
     other_PD = other_ND[index_BK.flatten()]
     pairs = (other_PD, mine_PD) if turned else (mine_PD, other_PD)
     return full_precision(scorer(*pairs)).reshape(rows, count)
+
+
+def pair_scorer(teacher: Teacher) -> PairScorer | None:
+    """Return how a cross-encoder scores pairs of features, wherever its weights are; None for other teachers."""
+    match_of: PairScorer | None = getattr(teacher.network, "match", None)
+    if match_of is None:
+        return None
+
+    def match(image_PD: Tensor, text_PD: Tensor) -> Tensor:
+        place = teacher.device or image_PD.device
+        image_PD, text_PD, back = image_PD.to(place, teacher.dtype), text_PD.to(place, teacher.dtype), image_PD.device
+        return match_of(image_PD, text_PD).to(back)
+
+    return match
 
 
 def judge_of(

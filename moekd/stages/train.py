@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from .followers import Followers
 from .fused import use_fused, without_wrapper
 from .grad_cache import refuse_batch_norm
 from .guard import FiniteGuard
+from .judges import ValidationJudges
 from .known_student import known_student
 from .loop_state import LoopState, adopt_options, copy_weights, load_weights, options_of
 from .recovery import Recovery
@@ -366,13 +368,18 @@ class TrainLoop:
         state.epoch, state.batch, state.shares = state.epoch + 1, 0, {}
         self.save()
 
+    @cached_property
+    def judges(self) -> ValidationJudges:
+        """The teachers whose order of hard negatives validation compares."""
+        return ValidationJudges(self.context, self.settings)
+
     def validate(self) -> dict[str, Any]:
         """Measure what the stage trains; remember the best epoch."""
         monitor, context, state = self.settings.monitor, self.context, self.state
         metrics: dict[str, Any] = {}
         split = monitor.split if monitor else "val"
         if "student" in self.modules and split in context.data.splits:
-            metrics = _headline(validate_student(context, self.averaged(), split))
+            metrics = _headline(validate_student(context, self.averaged(), split, self.judges.on(split)))
         if monitor is not None and monitor.metric not in metrics:
             progress = Progress(state.epoch, state.step / max(1, self.total_steps))
             losses = validate_objectives(context, self.measured(), split, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,13 +11,16 @@ from torch import Tensor
 from ..distributed import sum_over_processes, world_size
 from ..evaluation import model_metrics
 from ..evaluation.evaluate import to_device
+from ..evaluation.rank_agreement import JudgingTeacher
 from ..model import Model
 from ..schedules import Progress
 from .context import StageContext
 from .training_step import TrainingStep
 
 
-def validate_student(context: StageContext, student: Model, split: str) -> dict[str, Any]:
+def validate_student(
+    context: StageContext, student: Model, split: str, judges: Mapping[str, JudgingTeacher] | None = None
+) -> dict[str, Any]:
     """Return the student's metrics on a split, by its logits and its embeddings (modes are restored afterwards)."""
     modes, data = [(part, part.training) for part in student.modules()], context.data
     student.eval()
@@ -30,6 +34,7 @@ def validate_student(context: StageContext, student: Model, split: str) -> dict[
             data.void_class,
             data.kept_ids(split),
             data.split(split).candidates,
+            judges,
         )
     finally:
         for part, mode in modes:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from moekd.dry_run import dry_run
+from moekd.errors import ConfigError
 from moekd.networks import NETWORKS
 
 from ..engine.conftest import _tiny_kinds  # noqa: F401
@@ -82,3 +83,24 @@ def test_the_order_of_hard_negatives_is_compared_with_every_teacher(tmp_path: Pa
         assert flat[name]["rank_agreement"] == pytest.approx(sum(taus) / 2)
     assert "rank_agreement" not in flat["a"]
     assert run.results["headline"] == "rank_agreement"
+
+
+@pytest.mark.parametrize("trains", [["student"], ["student", "teachers"]])
+def test_the_order_of_hard_negatives_can_choose_the_epoch(tmp_path: Path, trains: list[str]) -> None:
+    raw = recipe(RANK, trains=trains, epochs=3, monitor={"metric": "rank_agreement", "mode": "max"})
+    if "teachers" in trains:
+        raw["stages"][1]["objectives"].append({"kind": "matching", "k": 2})
+    raw["evaluation"] = raw.get("evaluation", {}) | {"retrieval": {"rank_agreement": 4}, "splits": ["val"]}
+    dry_run(recipe_of(raw).build())
+    run = train(raw, tmp_path)
+    taus = [record["metrics"]["rank_agreement"] for record in run.records("validation") if record["stage"] == "learn"]
+    best = max(range(3), key=lambda epoch: taus[epoch])
+    assert [record["best_epoch"] for record in run.records("stage_end")][-1] == best
+    if "teachers" not in trains:
+        assert run.results["test"]["val"]["student"]["rank_agreement"] == pytest.approx(taus[best], abs=1e-5)
+
+
+def test_a_monitored_order_has_to_be_measured() -> None:
+    raw = recipe(RANK, monitor={"metric": "rank_agreement", "mode": "max"})
+    with pytest.raises(ConfigError, match="'rank_agreement' is not measured"):
+        dry_run(recipe_of(raw).build())

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config import parse_recipe
-from ..data import Split
+from ..data import Episodes, Split
 from ..data.subset import Rows
 from ..errors import MoekdError
 from ..evaluation.evaluate import to_device
@@ -118,6 +118,10 @@ def _stage_seconds(program: Program, stage: Stage) -> float:
 
 
 def _first(split: Split, rows: int) -> Split:
+    if isinstance(split.batching, Episodes):  # a batch is an episode then, whatever the batch size
+        part = Rows(split, np.arange(len(split)), split.name)
+        part.batching = split.batching.first(TIMED)
+        return part
     return Rows(split, np.arange(min(rows, len(split))), split.name)
 
 

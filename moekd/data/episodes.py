@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 
 from ..errors import DataError
@@ -61,6 +63,12 @@ class Episodes(Batching):
     def size(self) -> int:
         """Rows of an episode."""
         return self.ways * (self.shots + self.queries)
+
+    def first(self, count: int) -> Episodes:
+        """Return the same with at most so many episodes an epoch."""
+        fewer = copy(self)
+        fewer.per_epoch = min(count, self.per_epoch)
+        return fewer
 
     def batch_size(self, asked: int, world: int) -> int:
         """Return the rows of an episode for each process; what was asked for does not count.

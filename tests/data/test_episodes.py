@@ -60,6 +60,8 @@ def test_the_order_is_a_pure_function_and_can_be_entered_in_the_middle() -> None
     assert whole[6:] == drawn(episodes, 3, epoch=2, start_batch=6)
     assert whole != drawn(episodes, 3, epoch=1)
     assert whole != drawn(episodes, 4, epoch=2)
+    assert drawn(episodes.first(3), 3, epoch=2) == whole[:3]
+    assert len(drawn(episodes.first(30), 3)) == 10
     with pytest.raises(DataError, match="start_batch 11 is not in 0 to 10"):
         drawn(episodes, start_batch=11)
 

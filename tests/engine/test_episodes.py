@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from moekd.ablation.cost import TIMED, _first
 from moekd.data import make_loader
 from moekd.dry_run import dry_run
 from moekd.errors import ConfigError, MoekdError
@@ -95,3 +96,10 @@ def test_every_row_may_be_a_query_too() -> None:
 def test_the_check_finds_other_shots_before_training() -> None:
     with pytest.raises(ConfigError, match="2 shots a class; make them equal"):
         dry_run(recipe_of(raw({"objectives": [{"kind": "prototype_ce", "shots": 3}]})).build())
+
+
+def test_the_cost_of_an_ablation_counts_episodes() -> None:
+    program = recipe_of(raw({"epochs": 3}, EPISODES | {"per_epoch": 50})).build()
+    few = _first(program.data.split("episodes"), 4)
+    assert [len(batch["id"]) for batch in make_loader(few, 4, shuffle=True)] == [15] * TIMED
+    assert len(_first(program.data.split("train"), 4)) == 4

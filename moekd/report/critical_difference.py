@@ -136,23 +136,24 @@ def critical_difference_diagram(ranking: Ranking, slug: str, what: str) -> Drawi
     Args:
         ranking: from `rank_methods`.
         slug: file name without its ending.
-        what: what a block is ("data sets", "data sets and seeds"); what stands in brackets goes into the caption only.
+        what: what a block is ("data sets", "data sets and seeds"), for the caption.
     """
     count = len(ranking.methods)
     figure, (axis,) = new_figure(1.2 + PITCH * count)
     heights = np.arange(count)[::-1]
     axis.plot(ranking.ranks, heights, "o", color=BLUE, ms=6)
-    axis.set_yticks(heights, [shorten(name, 40) for name in ranking.methods], fontsize=8)
+    axis.set_yticks(heights, [shorten(name, 44) for name in ranking.methods], fontsize=8)
+    lane_width = max(0.35, 0.035 * count)
     for lane, (first, last) in enumerate(ranking.groups):
-        place = count + 0.8 + 0.35 * lane
+        place = count + 0.8 + lane_width * lane
         axis.plot([place, place], [heights[first] + 0.2, heights[last] - 0.2], color=GREY, lw=3, solid_capstyle="butt")
     if ranking.distance is not None:
         start = min(ranking.ranks)
         axis.plot([start, start + ranking.distance], [count - 0.3] * 2, color="#222222", lw=1.6, marker="|", ms=7)
         axis.text(start, count - 0.1, f"critical difference {ranking.distance:.2f}", fontsize=8, va="bottom")
-    axis.set_xlim(0.5, count + 1.2 + 0.35 * max(1, len(ranking.groups)))
+    axis.set_xlim(0.5, count + 0.85 + lane_width * max(1, len(ranking.groups)))
     axis.set_ylim(-0.7, count + 0.5)
-    axis.set_xlabel(f"mean rank over {ranking.blocks} {what.partition(' (')[0]}")
+    axis.set_xlabel("mean rank")
     words = "; ".join(f"{name} {rank:.1f}" for name, rank in zip(ranking.methods, ranking.ranks, strict=True))
     alt = f"Mean ranks of {count} methods over {ranking.blocks} {what}, best first: {words}."
     caption = (

@@ -14,6 +14,7 @@ from .matcher import Matcher
 from .mlp import Mlp, MlpEncoder
 from .multi_head import MultiHead, mixed_heads
 from .open_clip import OpenClip
+from .open_clip_encoder import OpenClipEncoder
 from .presets import PRESETS
 from .sequence_cnn import (
     AudioBranchNet,
@@ -65,6 +66,7 @@ __all__ = [
     "MlpVb",
     "MultiHead",
     "OpenClip",
+    "OpenClipEncoder",
     "ResidualAdapterOptions",
     "SlotFusion",
     "SmallCnn",

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, did_you_mean
 from ..registry import Injected
+from .adapter import Fields
 from .base import NETWORKS, Encoder
+from .images import ImageContract, image_settings
 
 
 def mixed_heads(first: Tensor, others: Sequence[Tensor], alpha: Tensor | float, temperature: Tensor | float) -> Tensor:
@@ -54,6 +56,8 @@ class MultiHead(nn.Module):
         cosine: the other heads read features of length 1, and their scores are multiplied by `scale`: for students
             that start from a contrastive model, whose teacher gives scaled cosines too.
         scale: see `cosine`.
+        fields: what the data set says about the input: pictures are prepared as an encoder with trained weights wants
+            them.
 
     Raises:
         ConfigError: fewer than two heads, or two of one name.
@@ -75,18 +79,24 @@ class MultiHead(nn.Module):
         temperature: Annotated[float, Gt(0)] = 0.5,
         cosine: bool = False,
         scale: Annotated[float, Gt(0)] = 100.0,
+        fields: Injected[Fields | None] = None,
     ) -> None:
         super().__init__()
         if len(set(heads)) < max(2, len(heads)) or "logits" in heads:
             raise ConfigError(f"heads: give at least two different names, none of them 'logits'; found {list(heads)}")
         self.encoder, self.cosine, self.scale = encoder, cosine, scale
+        self.pictures: ImageContract | None = None
+        if encoder.pictures:
+            settings = image_settings(encoder.pictures, None, "the encoder of this network")
+            field = next((f for f in (fields or {}).values() if f.get("modality") == "image"), None)
+            self.pictures = ImageContract(settings, field, "input of multi_head")
         self.heads = nn.ModuleDict({name: nn.Linear(encoder.out_features, num_classes) for name in heads})
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.register_buffer("temperature", torch.tensor(float(temperature)))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return `logits` and the scores of every head, by name."""
-        features = self.encoder(x)
+        features = self.encoder(x if self.pictures is None else self.pictures(x))
         named = {name: self._score(number, head, features) for number, (name, head) in enumerate(self.heads.items())}
         return {"logits": self.mixture(named), **named}
 

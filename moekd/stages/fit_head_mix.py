@@ -170,8 +170,10 @@ class FitHeadMixStage(TrainStage):
             ConfigError: what it is.
         """
         super().check(models, data)
-        heads = heads_of(models.student)
         data.split(self.fit_on)
+        if getattr(models.student.network, "stands_in", False):
+            return
+        heads = heads_of(models.student)
         if self.start_from is None or getattr(models.pool.teacher(self.start_from).network, "stands_in", False):
             return
         vectors = self.first_vectors(models)

@@ -36,6 +36,15 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def leave_processes() -> None:
+    """End the process group, if there is one: threads of gloo that still run when the interpreter ends abort it.
+
+    For the end of a program that went well; after a failure the others may still wait in a collective operation.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @contextmanager
 def other_processes() -> Iterator[None]:
     """Turn what a collective operation raises when another process is gone or silent into one clear error.

@@ -51,6 +51,12 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         app()
+    except SystemExit as end:
+        if end.code in (0, None) and os.environ.get("WORLD_SIZE", "1") != "1":
+            from ..distributed import leave_processes
+
+            leave_processes()
+        raise
     except MoekdError as error:
         print(f"{error}", file=sys.stderr)
         sys.exit(error.exit_code)

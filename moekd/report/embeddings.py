@@ -84,39 +84,43 @@ def class_table(split: str, rows: Sequence[Row], parts: Mapping[str, Any]) -> Pa
 
 def teacher_table(split: str, rows: Sequence[Row], parts: Mapping[str, Any]) -> PageTable | None:
     """Return how well a linear map predicts each teacher's embedding from the student's."""
-    found = {row.model: mapping(mapping(parts.get(row.model)).get("teachers")) for row in rows}
-    shown = [row for row in rows if found[row.model]]
-    if not shown:
-        return None
-    teachers = list(dict.fromkeys(str(name) for row in shown for name in found[row.model]))
-    table = []
-    shown.sort(key=lambda row: (_ORDER[row.role], -_low(row.number("worst_teacher_r2"))))
-    for row in shown:
-        values = [number(mapping(found[row.model].get(name)).get("r2")) for name in teachers]
-        worst = row.number("worst_teacher_r2")
-        cells = [_name(row), Cell(row.role), *(Cell(decimal(value), value) for value in values)]
-        table.append([*cells, Cell(decimal(worst), worst)])
     caption = f"{split}: share of each teacher's variance (R2) that a fresh linear map finds in the embedding"
-    return PageTable(caption, ["Model", "Role", *teachers, "Worst teacher"], table, _students(shown))
+    return _by_teacher(caption, rows, parts, ("teachers", "r2"), ("Worst teacher", "worst_teacher_r2"))
 
 
 def agreement_table(split: str, rows: Sequence[Row], parts: Mapping[str, Any]) -> PageTable | None:
     """Return Kendall's tau between each model's and each teacher's order of the model's nearest wrong answers."""
-    found = {row.model: mapping(mapping(parts.get(row.model)).get("rank_agreement")) for row in rows}
+    measured = [mapping(mapping(parts.get(row.model)).get("rank_agreement")) for row in rows]
+    k = count(next((number(mapping(one).get("k")) for found in measured for one in found.values()), None))
+    caption = f"{split}: order of the {k} nearest wrong answers as each teacher sees it (Kendall's tau, -1 to 1)"
+    return _by_teacher(caption, rows, parts, ("rank_agreement", "tau"), ("Mean", "rank_agreement"))
+
+
+def _by_teacher(
+    caption: str, rows: Sequence[Row], parts: Mapping[str, Any], keys: tuple[str, str], whole: tuple[str, str]
+) -> PageTable | None:
+    """Return a column for each teacher and one of all; None where nothing was measured.
+
+    Args:
+        caption, rows, parts: of the table.
+        keys: name of the part, and of the value in what it holds about a teacher.
+        whole: heading and metric of the last column, by which models of a role are ordered.
+    """
+    part, key = keys
+    heading, metric = whole
+    found = {row.model: mapping(mapping(parts.get(row.model)).get(part)) for row in rows}
     shown = [row for row in rows if found[row.model]]
     if not shown:
         return None
     teachers = list(dict.fromkeys(str(name) for row in shown for name in found[row.model]))
     table = []
-    shown.sort(key=lambda row: (_ORDER[row.role], -_low(row.number("rank_agreement"))))
+    shown.sort(key=lambda row: (_ORDER[row.role], -_low(row.number(metric))))
     for row in shown:
-        values = [number(mapping(found[row.model].get(name)).get("tau")) for name in teachers]
-        mean = row.number("rank_agreement")
+        values = [number(mapping(found[row.model].get(name)).get(key)) for name in teachers]
+        last = row.number(metric)
         cells = [_name(row), Cell(row.role), *(Cell(decimal(value), value) for value in values)]
-        table.append([*cells, Cell(decimal(mean), mean)])
-    k = count(number(mapping(found[shown[0].model].get(teachers[0])).get("k")))
-    caption = f"{split}: order of the {k} nearest wrong answers as each teacher sees it (Kendall's tau, -1 to 1)"
-    return PageTable(caption, ["Model", "Role", *teachers, "Mean"], table, _students(shown))
+        table.append([*cells, Cell(decimal(last), last)])
+    return PageTable(caption, ["Model", "Role", *teachers, heading], table, _students(shown))
 
 
 def shift_table(rows: Sequence[Row]) -> PageTable | None:

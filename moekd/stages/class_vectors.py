@@ -78,14 +78,14 @@ class ClassVectorStage(TrainStage):
     @property
     def changes(self) -> list[str]:
         """Models that are others after the stage, in the names of `trains`."""
-        return [*self.settings.trains, "student" if self.into == "student" else f"teachers.{self.into}"]
+        return [*self.settings.trains, place_of(self.into)]
 
     def run(self, context: StageContext, resume: Mapping[str, Any] | None = None) -> None:
         """Set the vectors (unless a resumed run has them already), train, and renew those that moved."""
         if resume is None:
             self.fill(context)
         super().run(context, resume)
-        source = "student" if self.teacher is None else f"teachers.{self.teacher}"
+        source = place_of(self.teacher or "student")
         trained = {owner_and_path(name)[0] for name in self.settings.trains}
         if self.from_split is not None and trained & {source, source.partition(".")[0]}:
             self.fill(context)
@@ -193,6 +193,11 @@ def labelled_embeddings(
         moved = to_device(batch, device)
         known = moved["labelled"] & (moved["label"] >= 0)
         yield F.normalize(embedding_of(model, moved, embedding)[known].float(), dim=1), moved["label"][known]
+
+
+def place_of(name: str) -> str:
+    """Return what `trains` calls the student or a teacher."""
+    return "student" if name == "student" else f"teachers.{name}"
 
 
 def model_named(models: Models, name: str) -> Model:

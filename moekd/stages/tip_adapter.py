@@ -24,7 +24,7 @@ from ..registry import Injected
 from ..signals import full_precision
 from ..step import Models
 from .base import STAGES, StageSettings
-from .class_vectors import embedding_of, evaluated, labelled_embeddings, model_named
+from .class_vectors import embedding_of, evaluated, labelled_embeddings, model_named, place_of
 from .context import RunData, StageContext
 from .fit_head_mix import first_best
 from .train import TrainStage
@@ -162,7 +162,7 @@ class TipAdapterStage(TrainStage):
     @property
     def changes(self) -> list[str]:
         """Models that are others after the stage, in the names of `trains`."""
-        return [*self.settings.trains, "student" if self.into == "student" else f"teachers.{self.into}"]
+        return [*self.settings.trains, place_of(self.into)]
 
     def run(self, context: StageContext, resume: Mapping[str, Any] | None = None) -> None:
         """Fill the entries (unless a resumed run has them already), train, choose alpha and beta."""

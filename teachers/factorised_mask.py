@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..registry import Injected
-from .masks import MASKS, Mask, as_vector
+from .masks import MASKS, ChannelMask, as_vector, check_width
 
 
 @MASKS.register("factorised_attention")
-class FactorisedAttentionMask(Mask):
+class FactorisedAttentionMask(ChannelMask):
     """Low-rank attention over features gives a weight in (0, 1) for each; this kind is ours, not a published one.
 
     Like `feature_attention` it weighs a feature by its interactions with all others, but these pass through `rank`
@@ -58,19 +58,14 @@ class FactorisedAttentionMask(Mask):
         """Return the settings, which are part of a variant's fingerprint."""
         return f"dim={self.dim}, rank={self.rank}, start={self.start}, spatial={self.spatial}"
 
-    def forward(self, activation: Tensor) -> Tensor:
-        """Return the weights, expanded to the activation's shape."""
-        shape = activation.shape
-        if len(shape) < 2 or shape[1] != self.dim:
-            raise ModelError(
-                f"mask for {self.dim} features got an activation {tuple(shape)}; check the tap it was built for"
-            )
+    def weights(self, activation: Tensor) -> Tensor:
+        """Return the weights `[B, dim]`, in (0, 1)."""
+        check_width(activation, self.dim)
         z = as_vector(activation.to(self.bias.dtype), _AVERAGE if self.spatial else None)
         scores = torch.addcmul(self.key_bias, z[:, None], self.key_weight)
         summaries = (torch.softmax(scores, dim=-1) @ z[:, :, None])[:, :, 0]
         hidden = nn.functional.gelu(self.mix(summaries))
-        mask = torch.sigmoid(torch.addmm(self.bias + self.own * z, hidden, self.read))
-        return mask.reshape(shape[0], self.dim, *[1] * (len(shape) - 2)).expand(shape)
+        return torch.sigmoid(torch.addmm(self.bias + self.own * z, hidden, self.read))
 
 
 class _Average(nn.Module):

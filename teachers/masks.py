@@ -12,6 +12,7 @@ from ..errors import ModelError
 from ..registry import Injected, Registry
 from ..signals import full_precision
 from .scalar_attention import scalar_attention
+from .token_projection import project_tokens
 
 
 class Mask(nn.Module):
@@ -26,11 +27,36 @@ class Mask(nn.Module):
         return activation * self(activation).to(activation.dtype)
 
 
+class ChannelMask(Mask):
+    """Multiplies every feature or channel with a positive weight of its own, the same at all positions."""
+
+    def weights(self, activation: Tensor) -> Tensor:
+        """Return the weights `[B, D]`, above 0, of features `[B, D]` or maps `[B, D, ...]`."""
+        raise NotImplementedError
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """Return the weights, expanded to the activation's shape."""
+        return _over_positions(self.weights(activation), activation).expand(activation.shape)
+
+    def adapt_later(self, activation: Tensor, later: Tensor) -> Tensor:
+        """Return the adapted activation of a later layer, `[B, D, ...]`, with the weights of an earlier one.
+
+        Args:
+            activation: at the tap of the mask.
+            later: what layers made of it through which positive weights pass, see `later_tap`.
+        """
+        return later * _over_positions(self.weights(activation), later).to(later.dtype)
+
+
+def _over_positions(weights_BD: Tensor, like: Tensor) -> Tensor:
+    return weights_BD.reshape(*weights_BD.shape, *[1] * (like.dim() - 2))
+
+
 MASKS: Registry[Mask] = Registry("mask", "masks", base=Mask)
 
 
 @MASKS.register("feature_attention")
-class FeatureAttentionMask(Mask):
+class FeatureAttentionMask(ChannelMask):
     """The MaskNet of MST-Distill (arXiv 2507.07015): self-attention over features gives a weight in (0, 1) for each.
 
     Every feature becomes a token of size `h = floor(dim / (hidden_factor * heads)) * heads`: Linear(dim -> h * dim),
@@ -74,19 +100,13 @@ class FeatureAttentionMask(Mask):
         self.mha = nn.MultiheadAttention(hidden, heads, batch_first=True)
         self.fc = nn.Linear(hidden, 1)
 
-    def forward(self, activation: Tensor) -> Tensor:
-        """Return the weights, expanded to the activation's shape."""
-        shape = activation.shape
-        if len(shape) < 2 or shape[1] != self.dim:
-            raise ModelError(
-                f"mask for {self.dim} features got an activation {tuple(shape)}; check the tap it was built for"
-            )
-        vector = as_vector(activation.to(self.embed.weight.dtype), self.spatial_reduce if self.spatial else None)
-        tokens = self.embed(vector).unflatten(1, (self.dim, self.hidden))
-        mask = torch.sigmoid(self._attend(tokens))
-        return mask.reshape(shape[0], self.dim, *[1] * (len(shape) - 2)).expand(shape)
+    def weights(self, activation: Tensor) -> Tensor:
+        """Return the weights `[B, dim]`, in (0, 1)."""
+        check_width(activation, self.dim)
+        vectors = as_vector(activation.to(self.embed.weight.dtype), self.spatial_reduce if self.spatial else None)
+        return torch.sigmoid(self._attend(vectors))
 
-    def _attend(self, tokens_BDh: Tensor) -> Tensor:
+    def _attend(self, vectors_BD: Tensor) -> Tensor:
         """Return `Linear(attention(tokens))`, `[B, D]`."""
         hidden, heads = self.hidden, self.mha.num_heads
         weight, bias = self.mha.in_proj_weight, self.mha.in_proj_bias
@@ -94,14 +114,27 @@ class FeatureAttentionMask(Mask):
         reads_h = (self.fc.weight @ self.mha.out_proj.weight)[0]
         values_Hh = (reads_h[:, None] * weight[2 * hidden :]).unflatten(0, (heads, -1)).sum(1)
         constant = reads_h @ bias[2 * hidden :] + self.fc.weight @ self.mha.out_proj.bias + self.fc.bias
-        queries_keys = nn.functional.linear(
-            tokens_BDh,
-            torch.cat([weight[:hidden] * scale, weight[hidden : 2 * hidden]]),
-            torch.cat([bias[:hidden] * scale, bias[hidden : 2 * hidden]]),
+        queries_keys, values_HBD = project_tokens(
+            vectors_BD,
+            self.embed,
+            torch.cat([weight[:hidden] * scale, weight[hidden : 2 * hidden], values_Hh]),
+            torch.cat([bias[:hidden] * scale, bias[hidden : 2 * hidden], bias.new_zeros(heads)]),
+            heads,
         )
-        values_HBD = (values_Hh @ tokens_BDh.flatten(0, 1).T).unflatten(1, tokens_BDh.shape[:2])
         attended_HBD = scalar_attention(queries_keys, full_precision(values_HBD))
         return attended_HBD.sum(0) + constant
+
+
+def check_width(activation: Tensor, dim: int) -> None:
+    """Refuse activations that are not `[B, dim, ...]`.
+
+    Raises:
+        ModelError: the activation has another width.
+    """
+    if activation.dim() < 2 or activation.shape[1] != dim:
+        raise ModelError(
+            f"mask for {dim} features got an activation {tuple(activation.shape)}; check the tap it was built for"
+        )
 
 
 def as_vector(activation: Tensor, reduce: nn.Module | None) -> Tensor:

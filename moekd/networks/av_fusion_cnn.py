@@ -25,7 +25,7 @@ class AvFusionCnn(nn.Module):
 
     def __init__(self, num_classes: Injected[int]) -> None:
         super().__init__()
-        audio_layers = conv_relu_layers((32, 64, 128, 256, 512)) | {"avg_pool": GlobalAverage()}
+        audio_layers = conv_relu_layers((32, 64, 128, 256, 512), pooled=4) | {"avg_pool": GlobalAverage()}
         self.AudioNet = Chain(audio_layers, SPECTROGRAM_SHAPE, label="AvFusionCnn audio")
         self.ImageNet = Chain(lenet_layers(), IMAGE_SHAPE, label="AvFusionCnn image")
         self.concat_identity = nn.Identity()

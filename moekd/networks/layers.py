@@ -9,6 +9,7 @@ Shapes: B batch, C channels, D features, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +67,47 @@ class ChannelsLast(nn.Module):
         return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
 
 
+class FlattenMaps(nn.Module):
+    """Maps `[B, C, H, W]` to vectors `[B, C * H * W]`, channels first, whatever the maps' memory order.
+
+    The gradient comes back in the maps' own memory order; otherwise the layers below would reorder larger maps.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the vectors."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return x.flatten(1)
+        vectors: Tensor = _FlattenMaps.apply(x)
+        return vectors
+
+
+class _FlattenMaps(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.shape, ctx.last = inputs[0].shape, inputs[0].is_contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        order = torch.channels_last if ctx.last else torch.contiguous_format
+        return gradient.reshape(ctx.shape).contiguous(memory_format=order)
+
+
 class GlobalAverage(nn.Module):
-    """Mean over the pixels: `[B, C, H, W]` to `[B, C]`; its backward is deterministic on every device."""
+    """Mean over the pixels: `[B, C, H, W]` to `[B, C]`; its backward is deterministic on every device.
+
+    The gradient has the maps' memory order.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean over the last two axes."""
+        if x.size(1) > 1 and x.is_contiguous(memory_format=torch.channels_last):
+            return x.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
         return x.mean(dim=(2, 3))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from ..signals import PoolSignals, Signals
 from ..step import TeacherSource
 from ..teachers import TeacherPool
 from ..teachers.entry import activations_at, enter
+from ..teachers.later_tap import LaterTap, later_tap
+from ..teachers.masks import ChannelMask
 from .base import StageSettings
 from .context import StageContext
 
@@ -32,7 +35,8 @@ class MaskSource:
     """Gives the signals of masked variants while only their masks train.
 
     A teacher's layers below its first tap run without gradients or, where `cache` holds its tapped activations, not at
-    all; the layers above a tap run once for each variant, with gradients for the mask alone.
+    all; the layers above a tap run once for each variant, with gradients for the mask alone. A mask of channels is
+    multiplied behind the ReLU and the pooling that follow its tap, with the same result.
 
     Attributes:
         pool: teachers and masks.
@@ -55,7 +59,9 @@ class MaskSource:
         taps = {name: dict(known[name].features) for name in self.entered if name in kept}
         for name in self.entered:
             if name not in kept:
-                taps[name] = activations_at(self.pool.teacher(name), self.entered[name], batch)
+                later = [place.path for key, place in self.later.items() if self.pool.variant(key).teacher == name]
+                wanted = list(dict.fromkeys([*self.entered[name], *later]))
+                taps[name] = activations_at(self.pool.teacher(name), wanted, batch)
                 self.pool.forwards += 1
         found: dict[str, Signals] = {}
         for name in self.variants:
@@ -68,11 +74,29 @@ class MaskSource:
         live = self.pool(batch, others, features=self.features) if others else {}
         return PoolSignals({name: found[name] if name in found else live[name] for name in self.variants})
 
+    @cached_property
+    def later(self) -> dict[str, LaterTap]:
+        """Where a mask is multiplied instead of at its tap, by variant; nowhere if tapped activations are read."""
+        found = {}
+        for name in () if self.features else self.variants:
+            variant = self.pool.variant(name)
+            if variant.tap is None or variant.teacher not in self.entered:
+                continue
+            mask, place = self.pool.mask(name), later_tap(self.pool.teacher(variant.teacher).network, variant.tap)
+            if place is not None and isinstance(mask, ChannelMask) and type(mask).adapt is ChannelMask.adapt:
+                found[name] = place
+        return found
+
     def _enter(self, name: str, activations: Mapping[str, Tensor], batch: Batch) -> Signals:
-        variant, record = self.pool.variant(name), None if self.features else ()
+        variant, mask, place = self.pool.variant(name), self.pool.mask(name), self.later.get(name)
         assert variant.tap is not None
-        adapted = self.pool.mask(name).adapt(activations[variant.tap])
-        return enter(self.pool.teacher(variant.teacher), variant.tap, adapted, batch, record)
+        teacher, record, here = self.pool.teacher(variant.teacher), None if self.features else (), variant.tap
+        if place is None:
+            return enter(teacher, here, mask.adapt(activations[here]), batch, record)
+        known = activations.get(place.path)
+        later = place.activation(activations[here]) if known is None else known
+        assert isinstance(mask, ChannelMask)
+        return enter(teacher, place.path, mask.adapt_later(activations[here], later), batch, record)
 
 
 def mask_source(

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..cache import CacheSettings
+from ..cache import CacheSettings, SignalStore
 from ..config import Spec, build_optimizer
 from ..data.arrays import ArrayField, ArraySplit
 from ..data.dataset import FieldSpec
@@ -195,7 +195,7 @@ class EngineArm:
         data: what is read.
         accelerator: device and precision.
         cache: whether teachers are cached.
-        settings: codecs of the cache.
+        settings: codecs and limits of the cache; signals go to disk only where a folder is set.
     """
 
     def __init__(
@@ -213,9 +213,11 @@ class EngineArm:
         models = Models(Model(student, ["image"]), pool, router)
         weighted = [WeightedObjective(objective) for objective in objectives()]
         self.stage = TrainStage(StageSettings(stage, trains, weighted, optimizer=_adam, epochs=ENDLESS, cache=cache))
+        limits = settings or CacheSettings()
         context = StageContext(
             *(accelerator, models, data, "main", _forget, _forget, Progressbar(enabled=False)),
-            cache=settings or CacheSettings(),
+            cache=limits,
+            disk=SignalStore(limits.place, "noise", limits) if limits.folder else None,
         )
         self.loop = self.stage.make_loop(context, None)
         self.models, self.accelerator = models, accelerator

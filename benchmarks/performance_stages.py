@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..cache import CacheSettings
@@ -31,13 +32,16 @@ def stages(bench: Bench) -> Iterator[dict[str, Any]]:
     case = f"{shapes.title}, image student, {batch} rows"
     loop = PlainLoop(Image(), ["image"], published_teachers(), 10, bench.device, autocast=bench.accelerator.autocast)
     rows, measured, fills = plain_rows(shapes), {}, {"moekd": 0.0, FACTORISED: 0.0}
+    folders = TemporaryDirectory(prefix="moekd-benchmark-")
     for stage in STAGES:
         data = make_data(shapes, (4 if stage == "distill" else 1) * batch)
         arms: dict[str, Round] = {"published loop": _epochs(loop, stage, rows, batch)}
         for arm in fills if stage != "cotrain" else ("moekd",):
             pool = published_pool(factorised=arm == FACTORISED)
             start = bench.clock.now()
-            arms[arm] = EngineArm(stage, shapes.student(), pool, data, bench.accelerator, settings=_limits(data))
+            arms[arm] = EngineArm(
+                stage, shapes.student(), pool, data, bench.accelerator, settings=_limits(data, folders.name)
+            )
             fills[arm] += (bench.clock.now() - start) / len(data.split("train"))
         if stage == "distill":
             arms["student alone"] = EngineArm("alone", shapes.student(), TeacherPool({}), data, bench.accelerator)
@@ -49,6 +53,7 @@ def stages(bench: Bench) -> Iterator[dict[str, Any]]:
             ratio = times.ratio("published loop", arm)
             yield row("stages", case, arm, f"{TITLES[stage]}, times less", ratio, "x", target)
         del arms
+    folders.cleanup()
     overhead = measured["distill"].ratio("moekd", "student alone")
     yield row("stages", case, "moekd", "stage 3, over the student alone", overhead, "")
     yield from _projected(case, batch, measured, fills)
@@ -73,10 +78,14 @@ def _projected(case: str, batch: int, measured: dict[str, Times], fills: dict[st
         yield row("stages", case, arm, "100/100/100 epochs, times less", ratio, "x", target)
 
 
-def _limits(data: RunData) -> CacheSettings:
-    """Return limits that hold for these rows what the defaults hold for all: maps at taps do not fit, vectors do."""
-    share = len(data.split("train")) / ROWS
-    return CacheSettings(memory_gb=share * CacheSettings().memory_gb, disk_gb=share * CacheSettings().disk_gb)
+def _limits(data: RunData, folder: str) -> CacheSettings:
+    """Return limits that hold for these rows what the defaults hold for all.
+
+    Vectors at taps fit in memory. Maps do not; what a factorised mask and the layers behind it read of them goes to
+    disk (and from there, with so few rows, to the page cache).
+    """
+    share, most = len(data.split("train")) / ROWS, CacheSettings()
+    return CacheSettings(folder=folder, memory_gb=share * most.memory_gb, disk_gb=share * most.disk_gb)
 
 
 def _epochs(loop: PlainLoop, stage: str, rows: Any, batch: int) -> Round:

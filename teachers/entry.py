@@ -19,11 +19,19 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..model import Batch, Model, tapped
 from ..signals import Signals
+from .known_shapes import KnownShapes
 from .rotated import visiting
 from .teacher import Teacher
 
 
-def enter(teacher: Teacher, tap: str, activation: Tensor, batch: Batch, record: Sequence[str] | None = ()) -> Signals:
+def enter(
+    teacher: Teacher,
+    tap: str,
+    activation: Tensor,
+    batch: Batch,
+    record: Sequence[str] | None = (),
+    shapes: KnownShapes | None = None,
+) -> Signals:
     """Return what a teacher says when a tap gives this activation.
 
     Args:
@@ -32,6 +40,7 @@ def enter(teacher: Teacher, tap: str, activation: Tensor, batch: Batch, record: 
         activation: `[B, ...]`; gradients reach it through the layers above the tap.
         batch: the fields that the teacher reads, of which only shapes matter.
         record: taps to record, see `Model.forward`; those below `tap` are left out.
+        shapes: those that layers below this tap gave in earlier calls, and will give again.
 
     Returns:
         The signals, on the device of the activation; those that lie below the tap are left out.
@@ -57,7 +66,7 @@ def enter(teacher: Teacher, tap: str, activation: Tensor, batch: Batch, record: 
             bring_back()
             return activation if rotates else activation.to(place)
 
-        with tapped(teacher.network, [tap], give):
+        with tapped(teacher.network, [tap], give), nullcontext() if shapes is None else shapes.used():
             signals = Model.forward(teacher, fields, record)
     if not entered or (signals.logits is not None and signals.logits.is_meta):
         raise ModelError(f"teacher '{teacher.name}' says nothing that depends on the tap '{tap}'")

@@ -47,6 +47,7 @@ class FactorisedAttentionMask(ChannelMask):
         if rank < 1 or not 0 < start < 1:
             raise ModelError(f"factorised_attention needs rank >= 1 and 0 < start < 1, found {rank} and {start}")
         self.dim, self.rank, self.start, self.spatial = dim, rank, start, spatial
+        self.summary = "mean" if spatial else ""
         self.key_weight = nn.Parameter(torch.randn(rank, dim) * 0.1)
         self.key_bias = nn.Parameter(torch.randn(rank, dim))
         self.mix = nn.Linear(rank, rank)
@@ -58,10 +59,15 @@ class FactorisedAttentionMask(ChannelMask):
         """Return the settings, which are part of a variant's fingerprint."""
         return f"dim={self.dim}, rank={self.rank}, start={self.start}, spatial={self.spatial}"
 
-    def weights(self, activation: Tensor) -> Tensor:
-        """Return the weights `[B, dim]`, in (0, 1)."""
+    def summarise(self, activation: Tensor) -> Tensor:
+        """Return the mean over positions `[B, dim]`; vectors are their own."""
         check_width(activation, self.dim)
-        z = as_vector(activation.to(self.bias.dtype), _AVERAGE if self.spatial else None)
+        maps = self.spatial and activation.dim() > 2
+        return as_vector(activation.to(self.bias.dtype), _AVERAGE if maps else None)
+
+    def weights(self, activation: Tensor) -> Tensor:
+        """Return the weights `[B, dim]`, in (0, 1), of an activation or its summary."""
+        z = self.summarise(activation)
         scores = torch.addcmul(self.key_bias, z[:, None], self.key_weight)
         summaries = (torch.softmax(scores, dim=-1) @ z[:, :, None])[:, :, 0]
         hidden = nn.functional.gelu(self.mix(summaries))

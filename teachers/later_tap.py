@@ -21,7 +21,6 @@ PASSES: tuple[type[nn.Module], ...] = (
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
 )
-#: What runs its children one after the other and does nothing else.
 _IN_ORDER: set[Callable[..., Tensor]] = {nn.Sequential.forward, Chain.forward}
 
 
@@ -40,6 +39,11 @@ class LaterTap:
         return at_tap
 
 
+def runs_in_order(module: nn.Module) -> bool:
+    """Tell whether a module runs its members one after the other and does nothing else."""
+    return isinstance(module, nn.Sequential) and type(module).forward in _IN_ORDER and "forward" not in vars(module)
+
+
 def later_tap(network: nn.Module, tap: str) -> LaterTap | None:
     """Return the last place behind a tap to which positive weights of channels pass, or None where there is none.
 
@@ -48,7 +52,7 @@ def later_tap(network: nn.Module, tap: str) -> LaterTap | None:
     """
     parent_path, _, name = tap.rpartition(".")
     parent = network.get_submodule(parent_path)
-    if not isinstance(parent, nn.Sequential) or type(parent).forward not in _IN_ORDER:
+    if not runs_in_order(parent):
         return None
     children = dict(parent.named_children())
     names = list(children)

@@ -28,7 +28,17 @@ class Mask(nn.Module):
 
 
 class ChannelMask(Mask):
-    """Multiplies every feature or channel with a positive weight of its own, the same at all positions."""
+    """Multiplies every feature or channel with a positive weight of its own, the same at all positions.
+
+    Attributes:
+        summary: name of what the weights depend on where they do not read the whole map, such as its mean; "": they do.
+    """
+
+    summary: str = ""
+
+    def summarise(self, activation: Tensor) -> Tensor:
+        """Return what `weights` takes in place of the activation, where there is a `summary`."""
+        raise NotImplementedError
 
     def weights(self, activation: Tensor) -> Tensor:
         """Return the weights `[B, D]`, above 0, of features `[B, D]` or maps `[B, D, ...]`."""

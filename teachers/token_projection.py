@@ -87,13 +87,13 @@ class _ProjectTokens(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise ModelError("masks have no second derivatives on a CPU; take gradients without create_graph")
         vectors, weight, projection, tokens = ctx.saved_tensors
-        (rows, dim, size), reads, heads = tokens.shape, len(projection), len(to_values)
+        (rows, dim, size), reads = tokens.shape, len(projection)
         to_vectors = torch.zeros_like(vectors) if ctx.needs_input_grad[0] else None
         to_weight, to_bias = torch.empty_like(weight), weight.new_empty(len(weight))
         to_projection, to_read_bias = torch.zeros_like(projection), projection.new_zeros(reads)
         for some, part in _chunks(rows, dim, size, reads * vectors.element_size(), ctx.chunk_bytes):
             to_read = torch.cat([to_queries_keys[:, some], to_values[:, :, some].permute(1, 2, 0)], dim=2).flatten(0, 1)
-            to_made = (to_read @ projection).unflatten(0, (rows, -1)).flatten(1)
+            to_made = (to_read @ projection).view(rows, part.stop - part.start)
             to_projection.addmm_(to_read.t(), tokens[:, some].flatten(0, 1))
             to_read_bias += to_read.sum(0)
             torch.mm(to_made.t(), vectors, out=to_weight[part])

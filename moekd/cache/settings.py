@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,14 @@ class CacheSettings:
         """Return how a signal is stored."""
         kind = self.logits if signal == LOGITS and self.logits is not None else self.codec
         return Codec(kind, self.k, self.temperature) if kind in ("top_k", "sampled") else Codec(kind)
+
+    def why_not_on_disk(self, nbytes: int) -> str | None:
+        """Return why so many bytes can't be kept on disk, or None if they can."""
+        if nbytes > self.disk_gb * 1e9:
+            return f"more than cache.disk_gb: {self.disk_gb:g}"
+        here = self.place.absolute()
+        free = shutil.disk_usage(next(path for path in (here, *here.parents) if path.exists())).free
+        return None if nbytes <= free else f"and {self.place} has {free / 1e9:.2f} GB left"
 
     @property
     def place(self) -> Path:

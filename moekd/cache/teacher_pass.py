@@ -23,6 +23,7 @@ from ..teachers import TeacherPool
 from ..transforms import ReplayableTransform
 from .codecs import Like
 from .needs import Needs
+from .settings import CacheSettings
 
 #: Signals by teacher variant and name, `[b * K, ...]`, the views of a sample one after the other.
 Said = dict[str, dict[str, Tensor]]
@@ -91,6 +92,11 @@ class TeacherPass:
                 }
         raise DataError(f"split '{self.split_name}' has no readable samples")
 
+    def nbytes(self, settings: CacheSettings) -> int:
+        """Return the bytes that the signals take."""
+        rows, shapes = len(self.split) * self.views, self.shapes().values()
+        return rows * sum(settings.codec_of(key).bytes_a_row(like) for found in shapes for key, like in found.items())
+
     def batches(self, pieces: Sequence[range]) -> Iterator[tuple[range, Tensor, Batch]]:
         """Read contiguous pieces of the split's rows.
 
@@ -125,12 +131,16 @@ class TeacherPass:
             for name, signals in said[0].items()
         }
 
+    def say(self, batch: Batch, variants: Sequence[str]) -> Said:
+        """Return what the variants say about a batch as it is."""
+        found = self.pool(batch, list(variants), features=self.needs.features)
+        return {name: self.needs.pick(signals) for name, signals in found.items()}
+
     def _view(self, batch: Batch, variants: Sequence[str], view: int) -> Said:
         for transform in self.transforms:
             batch = transform.replay(batch, torch.full_like(batch["id"], view))
         with self.autocast():
-            found = self.pool(batch, list(variants), features=self.needs.features)
-        return {name: self.needs.pick(signals) for name, signals in found.items()}
+            return self.say(batch, variants)
 
 
 def _as_read(batch: Any) -> Any:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -99,7 +97,7 @@ def plan_teachers(
     if settings.cache == "off":
         reasons = ["switched off"]
     elif not reasons:
-        nbytes = _size(teacher_pass(models, data, settings, wanted, needs, _device(models)), cache)
+        nbytes = teacher_pass(models, data, settings, wanted, needs, _device(models)).nbytes(cache)
         place, reasons = _place(nbytes, settings, cache)
     if insists and reasons:
         raise ConfigError(
@@ -202,13 +200,6 @@ def _device(models: Models) -> torch.device:
     return next((parameter.device for parameter in models.pool.parameters()), torch.device("cpu"))
 
 
-def _size(teachers: TeacherPass, cache: CacheSettings) -> int:
-    """Return the bytes that the signals take."""
-    rows = len(teachers.split) * teachers.views
-    shapes = teachers.shapes().values()
-    return rows * sum(cache.codec_of(key).bytes_a_row(like) for found in shapes for key, like in found.items())
-
-
 def _place(nbytes: int, settings: StageSettings, cache: CacheSettings) -> tuple[Place | None, list[str]]:
     """Return where so many bytes go, or why nowhere."""
     found = f"the signals take {nbytes / 1e9:.2f} GB"
@@ -216,17 +207,8 @@ def _place(nbytes: int, settings: StageSettings, cache: CacheSettings) -> tuple[
         return "memory", []
     if settings.cache == "memory":
         return None, [f"{found}, more than cache.memory_gb: {cache.memory_gb:g}"]
-    if nbytes > cache.disk_gb * 1e9:
-        return None, [f"{found}, more than cache.disk_gb: {cache.disk_gb:g}"]
-    free = shutil.disk_usage(next(path for path in [*_above(cache.place)] if path.exists())).free
-    if nbytes > free:
-        return None, [f"{found}, and {cache.place} has {free / 1e9:.2f} GB left"]
-    return "disk", []
-
-
-def _above(path: Path) -> list[Path]:
-    absolute = path.absolute()
-    return [absolute, *absolute.parents]
+    reason = cache.why_not_on_disk(nbytes)
+    return ("disk", []) if reason is None else (None, [f"{found}, {reason}"])
 
 
 def _said(

@@ -45,7 +45,8 @@ def test_entered_is_live(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     live, said = ran(recipe("off"), tmp_path / "off", caplog)
     assert "teachers run live: switched off" in said
     entered, said = ran(recipe(), tmp_path / "auto", caplog)
-    assert "3 masks train; their teachers are entered at the taps; activations of 2 teachers cached, 0.0 MB" in said
+    words = "3 masks train; their teachers are entered at the taps; activations of 2 teachers cached in memory, 0.0 MB"
+    assert words in said
     assert "signals of the frozen student cached in memory" in said
     assert live.records("stage_end")[0]["teacher_forwards"] > 0
     assert entered.records("stage_end")[0]["teacher_forwards"] == 0
@@ -62,17 +63,39 @@ def test_masks_of_maps_with_and_without_room_for_them(
     live, _ = ran(recipe("off", teachers, masks=masks), tmp_path / "off", caplog)
     kept, said = ran(recipe("auto", teachers, masks=masks), tmp_path / "auto", caplog)
     assert "activations of 2 teachers cached" in said
-    cramped, said = ran(recipe("auto", teachers, masks=masks, cache={"memory_gb": 1e-5}), tmp_path / "cramped", caplog)
-    assert "activations of 1 teachers cached" in said
+    limits = {"memory_gb": 1e-5, "disk_gb": 0}
+    cramped, said = ran(recipe("auto", teachers, masks=masks, cache=limits), tmp_path / "cramped", caplog)
+    assert "activations of 1 teachers cached in memory" in said
     assert "'maps' runs up to its taps (0.00 GB of activations)" in said
     assert cramped.records("stage_end")[0]["teacher_forwards"] == cramped.records("stage_end")[0]["steps"]
     assert farthest(live, kept) < 1e-6
     assert farthest(live, cramped) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("kind", "maps"),
+    [("feature_attention", {"conv1 BHWC"}), ("factorised_attention", {"conv1 mean", "relu1 BHWC"})],
+)
+def test_what_does_not_fit_in_memory_goes_to_disk(
+    kind: str, maps: set[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mask that reads means does not need the whole map, and the network needs what ReLU and pooling leave of it."""
+    teachers = {"maps": MAPS | {"taps": ["conv1"], "norm": "none"}, "right": FULL["teachers"]["right"]}
+    masks = {"kind": kind, "rank": 3} if kind == "factorised_attention" else {"kind": kind, "heads": 1}
+    live, _ = ran(recipe("off", teachers, masks=masks), tmp_path / "off", caplog)
+    cache = {"memory_gb": 1e-5, "folder": str(tmp_path / "signals")}
+    mapped, said = ran(recipe("auto", teachers, masks=masks, cache=cache), tmp_path / "mapped", caplog)
+    assert "activations of 1 teachers cached in memory" in said
+    assert "activations of 1 teachers cached on disk" in said
+    stored = {Table.open(folder).identity.signal for folder in tables(tmp_path / "signals")}
+    assert {f"features/{name}" for name in maps} == {name for name in stored if "1 " in name}
+    assert mapped.records("stage_end")[0]["teacher_forwards"] == 0
+    assert farthest(live, mapped) < 1e-6
+
+
 def test_without_any_room_nothing_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     live, _ = ran(recipe("off"), tmp_path / "off", caplog)
-    cramped, said = ran(recipe(cache={"memory_gb": 0}), tmp_path / "cramped", caplog)
+    cramped, said = ran(recipe(cache={"memory_gb": 0, "disk_gb": 0}), tmp_path / "cramped", caplog)
     assert "the frozen student runs live: 0.00 GB of signals" in said
     assert "cached" not in said
     assert cramped.records("stage_end")[0]["teacher_forwards"] == 2 * cramped.records("stage_end")[0]["steps"]
@@ -144,8 +167,7 @@ def test_frozen_networks_get_no_gradient_and_hold_no_graph() -> None:
     pool, batch = make_pool("fusion", "maps"), make_batch()
     pool.masks.requires_grad_(True)
     pool.masks_train = True
-    taps = {name: [v.split("/")[1] for v in pool.specialised if v.startswith(name)] for name in pool.names}
-    source = MaskSource(pool, pool.specialised, taps, features=False)
+    source = MaskSource(pool, pool.specialised, pool.names, features=False)
     inputs = {batch[field].data_ptr() for name in pool.names for field in pool.teacher(name).inputs}
     kept: list[Tensor] = []
 

@@ -20,6 +20,9 @@ from .later_tap import LaterTap, later_tap
 from .masks import ChannelMask, Mask
 from .teacher import Teacher
 
+#: Ends the names of maps that are kept in channels-last order.
+CHANNELS_LAST = " BHWC"
+
 
 @dataclass(frozen=True)
 class MaskedEntry:
@@ -91,10 +94,10 @@ class MaskedEntry:
 
 def _stored(path: str, activation: Tensor) -> dict[str, Tensor]:
     if activation.dim() == 4 and activation.is_contiguous(memory_format=torch.channels_last):
-        return {f"{path} BHWC": activation.permute(0, 2, 3, 1)}
+        return {f"{path}{CHANNELS_LAST}": activation.permute(0, 2, 3, 1)}
     return {path: activation}
 
 
 def _found(known: Mapping[str, Tensor], path: str) -> Tensor | None:
-    kept = known.get(f"{path} BHWC")
+    kept = known.get(f"{path}{CHANNELS_LAST}")
     return known.get(path) if kept is None else kept.permute(0, 3, 1, 2)

@@ -15,7 +15,7 @@ from ..cache.teacher_pass import TeacherPass
 from ..distributed import world_size
 from ..model import Batch
 from ..teachers.entry import activations_at
-from ..teachers.masked_entry import MaskedEntry
+from ..teachers.masked_entry import CHANNELS_LAST, MaskedEntry
 from .base import StageSettings
 from .context import StageContext
 
@@ -55,6 +55,8 @@ def keep_taps(
 ) -> tuple[list[SignalCache], list[str]]:
     """Run teachers once up to their taps and keep what fits, the smallest first, in memory or else on disk.
 
+    Whole maps do not go to disk: a layer or two makes them as fast as they are read.
+
     Args:
         context: data, limits, folders.
         settings: the stage.
@@ -79,10 +81,10 @@ def keep_taps(
         taken = {place: sizes[name] + sum(sizes[other] for other in group) for place, group in groups.items()}
         if taken["memory"] <= context.cache.memory_gb * 1e9:
             groups["memory"].append(name)
-        elif context.disk is not None and context.cache.why_not_on_disk(taken["disk"]) is None:
-            groups["disk"].append(name)
-        else:
+        elif context.disk is None or context.cache.why_not_on_disk(taken["disk"]) or _whole_maps(work, name):
             groups["live"].append(name)
+        else:
+            groups["disk"].append(name)
     caches, said = [], []
     for place in ("memory", "disk"):
         if groups[place]:
@@ -92,6 +94,15 @@ def keep_taps(
             said.append(f"activations of {size}".replace("in disk", "on disk"))
     said += [f"'{name}' runs up to its taps ({sizes[name] / 1e9:.2f} GB of activations)" for name in groups["live"]]
     return caches, said
+
+
+def _whole_maps(work: TapPass, name: str) -> bool:
+    """Tell whether maps of a teacher are kept as they are at the taps."""
+    shapes = replace(work, variants=[name]).shapes()[name]
+    kept = {
+        key.removeprefix("features/").removesuffix(CHANNELS_LAST) for key, like in shapes.items() if len(like.shape) > 1
+    }
+    return any(entry.tap in kept for entry in work.entries.get(name, ()))
 
 
 def _filled(context: StageContext, settings: StageSettings, work: TapPass, mapped: bool) -> SignalCache:

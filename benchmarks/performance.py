@@ -5,8 +5,8 @@
 
 Parts: `overhead` (a step with T teachers over one of the student alone), `routing` (one of four live teachers, and what
 the engine adds), `stages` (the three stages of MST-Distill at the shapes of AV-MNIST against a plain transcription of
-the published loop), `cache` (fill and read rates, bytes a sample by codec), `memory` (peaks, and growth over many
-steps). Arms take turns; numbers are medians.
+the published loop), `masks` (one mask, by kind and size), `cache` (fill and read rates, bytes a sample by codec),
+`memory` (peaks, and growth over many steps). Arms take turns; numbers are medians.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from ..allocator import keep_freed_memory
 from ..errors import ConfigError
 from .performance_cache import cache
+from .performance_masks import masks
 from .performance_memory import memory
 from .performance_overhead import Bench, overhead, routing
 from .performance_report import read_rows, write_report
@@ -35,6 +36,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[dict[str, Any]]]] = {
     "overhead": overhead,
     "routing": routing,
     "stages": stages,
+    "masks": masks,
     "cache": cache,
     "memory": memory,
 }

@@ -30,6 +30,7 @@ TITLES = {
     "overhead": "A step with T teacher variants over a step of the student alone",
     "routing": "Four live teachers",
     "stages": "The stages of MST-Distill at the shapes of AV-MNIST, against the published loop",
+    "masks": "One mask",
     "cache": "Cached signals",
     "memory": "Memory",
 }

@@ -16,8 +16,16 @@ from typing import Any, NamedTuple
 import torch
 from scipy import stats
 
-#: Does one round of work and returns for how many steps it counts.
-Round = Callable[[], int]
+
+class Spent(NamedTuple):
+    """What a round of work took that was done in another process."""
+
+    steps: int
+    seconds: float
+
+
+#: Does one round of work and returns for how many steps it counts, with its seconds if it was not done here.
+Round = Callable[[], "int | Spent"]
 
 
 class Interval(NamedTuple):
@@ -88,10 +96,10 @@ def take_turns(arms: Mapping[str, Round], rounds: int, clock: Clock, warm_up: in
         for name in list(arms) if number % 2 else reversed(list(arms)):
             gc.collect()
             start = clock.now()
-            steps = arms[name]()
-            spent = (clock.now() - start) / steps
+            done = arms[name]()
+            spent = done if isinstance(done, Spent) else Spent(done, clock.now() - start)
             if number >= 0:
-                times.rounds[name].append(spent)
+                times.rounds[name].append(spent.seconds / spent.steps)
     return times
 
 

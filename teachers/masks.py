@@ -44,22 +44,19 @@ class ChannelMask(Mask):
         """Return the weights `[B, D]`, above 0, of features `[B, D]` or maps `[B, D, ...]`."""
         raise NotImplementedError
 
-    def forward(self, activation: Tensor) -> Tensor:
-        """Return the weights, expanded to the activation's shape."""
-        return _over_positions(self.weights(activation), activation).expand(activation.shape)
+    def forward(self, activation: Tensor, later: Tensor | None = None) -> Tensor:
+        """Return the weights, expanded to the shape of the activation or of a later one."""
+        weights_BD, like = self.weights(activation), activation if later is None else later
+        return weights_BD.reshape(*weights_BD.shape, *[1] * (like.dim() - 2)).expand(like.shape)
 
     def adapt_later(self, activation: Tensor, later: Tensor) -> Tensor:
         """Return the adapted activation of a later layer, `[B, D, ...]`, with the weights of an earlier one.
 
         Args:
-            activation: at the tap of the mask.
+            activation: at the tap of the mask, or its summary.
             later: what layers made of it through which positive weights pass, see `later_tap`.
         """
-        return later * _over_positions(self.weights(activation), later).to(later.dtype)
-
-
-def _over_positions(weights_BD: Tensor, like: Tensor) -> Tensor:
-    return weights_BD.reshape(*weights_BD.shape, *[1] * (like.dim() - 2))
+        return later * self(activation, later).to(later.dtype)
 
 
 MASKS: Registry[Mask] = Registry("mask", "masks", base=Mask)

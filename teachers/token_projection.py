@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 
-#: Bytes of tokens and what is read of them that are worked on at once: about half of a core's cache.
-CHUNK = 2**19
+#: Bytes of tokens and what is read of them that are worked on at once: about a core's cache.
+CHUNK = 2**20
 
 
 def project_tokens(

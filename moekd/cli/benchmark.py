@@ -128,7 +128,7 @@ def cmkd(
 @benchmark.command("performance")
 def performance(
     part: Annotated[
-        list[str] | None, typer.Option(help="overhead, routing, stages, cache or memory; default all.")
+        list[str] | None, typer.Option(help="overhead, routing, stages, masks, cache or memory; default all.")
     ] = None,
     device: Annotated[str, typer.Option(help="`cpu` (one thread, processor time) or `cuda`.")] = "cpu",
     precision: Annotated[str, typer.Option(help="Of forwards: `no`, `bf16` or `fp16`.")] = "no",

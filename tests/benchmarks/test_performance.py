@@ -10,12 +10,13 @@ import torch
 from accelerate import Accelerator
 
 from moekd.benchmarks import run_performance
+from moekd.benchmarks.performance_baseline import BaselineProcess
 from moekd.benchmarks.performance_engine import EngineArm, Shapes, make_data, make_pool, plain_loop, plain_rows
 from moekd.benchmarks.performance_overhead import Bench, overhead, routing
 from moekd.benchmarks.performance_published import AttentionMask, Image, PlainLoop, published_teachers
 from moekd.benchmarks.performance_report import met
-from moekd.benchmarks.performance_timing import Clock, Times, interval, take_turns
-from moekd.errors import ConfigError
+from moekd.benchmarks.performance_timing import Clock, Spent, Times, interval, take_turns
+from moekd.errors import ConfigError, MoekdError
 from moekd.model import Model
 from moekd.networks.small_cnn import SmallCnn
 from moekd.objectives import KD, kd_kl
@@ -158,6 +159,18 @@ def test_all_stages_of_the_published_loop_run_and_leave_no_hooks() -> None:
     assert not torch.equal(before["fc2.weight"], loop.student.state_dict()["fc2.weight"])
     assert not [m for t in loop.teachers for m in t.network.modules() if m._forward_hooks]
     assert int(loop.counts.sum()) == 16
+
+
+def test_the_published_loop_runs_in_a_process_of_its_own() -> None:
+    with BaselineProcess("no", 2) as process:
+        alone = process.epochs("alone")
+        times = take_turns({"theirs": alone, "ours": lambda: Spent(2, 5.0)}, 2, Clock(torch.device("cpu")))
+        assert times.rounds["ours"] == [2.5, 2.5]
+        assert all(0 < seconds < 60 for seconds in times.rounds["theirs"])
+        process.process.kill()
+        with pytest.raises(MoekdError, match="published loop ended with exit code -9"):
+            alone()
+    assert process.process.poll() is not None
 
 
 def test_overhead_and_routing_say_every_number_once(bench: Bench) -> None:

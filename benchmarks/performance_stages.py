@@ -37,12 +37,12 @@ def stages(bench: Bench) -> Iterator[dict[str, Any]]:
     case = f"{shapes.title}, image student, {batch} rows"
     rows, measured, fills = plain_rows(shapes), {}, {"moekd": 0.0, FACTORISED: 0.0}
     loop = published_loop(bench.accelerator)
-    with ExitStack() as open_until_done:
+    with ExitStack() as stack:
         published: dict[str, Callable[[str], Round]] = {PUBLISHED: lambda stage: _epochs(loop, stage, rows, batch)}
         if on_cpu:
-            process = open_until_done.enter_context(BaselineProcess(bench.accelerator.mixed_precision, batch))
+            process = stack.enter_context(BaselineProcess(bench.accelerator.mixed_precision, batch))
             published = {PUBLISHED: process.epochs, KEPT: published[PUBLISHED]}
-        folder = open_until_done.enter_context(TemporaryDirectory(prefix="moekd-benchmark-"))
+        folder = stack.enter_context(TemporaryDirectory(prefix="moekd-benchmark-"))
         for stage in STAGES:
             data = make_data(shapes, (4 if stage == "distill" else 1) * batch)
             arms: dict[str, Round] = {arm: epochs(stage) for arm, epochs in published.items()}

@@ -1,8 +1,7 @@
 """Makes training on CPUs cheaper: freed memory is kept for the next step instead of going back to the kernel.
 
 A training step frees and allocates the same large tensors over and over. By default glibc maps each of them anew, and
-the kernel
-fills every page with zeros first: a third of the time of a small network.
+the kernel fills every page with zeros first: a third of the time of a small network.
 """
 
 from __future__ import annotations

@@ -86,12 +86,12 @@ def keep_taps(
         else:
             groups["disk"].append(name)
     caches, said = [], []
-    for place in ("memory", "disk"):
+    for place, where in (("memory", "in memory"), ("disk", "on disk")):
         if groups[place]:
             part = replace(work, variants=[name for name in wanted if name in groups[place]])
             caches.append(_filled(context, settings, part, mapped=place == "disk"))
-            size = f"{len(part.variants)} teachers cached in {place}, {caches[-1].nbytes / 1e6:.1f} MB"
-            said.append(f"activations of {size}".replace("in disk", "on disk"))
+            size = f"{caches[-1].nbytes / 1e6:.1f} MB"
+            said.append(f"activations of {len(part.variants)} teachers cached {where}, {size}")
     said += [f"'{name}' runs up to its taps ({sizes[name] / 1e9:.2f} GB of activations)" for name in groups["live"]]
     return caches, said
 

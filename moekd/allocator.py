@@ -10,11 +10,20 @@ import ctypes
 import logging
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import TypeVar
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SIZES = (1 << 30, 32 << 20)
+#: Fields of `struct mallinfo2` of malloc.h; `fordblks` are the free bytes of the heap.
+_MALLINFO = "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+#: Bytes of freed memory that a process may keep while it evaluates, where sizes differ from those of a training step.
+MOST_KEPT = 1 << 30
 
 
 def keep_freed_memory() -> bool:
@@ -37,3 +46,42 @@ def keep_freed_memory() -> bool:
     trimmed = mallopt(_M_TRIM_THRESHOLD, _SIZES[0]) == 1
     logger.debug("freed memory is kept for reuse: %s", mapped and trimmed)
     return bool(mapped and trimmed)
+
+
+def give_back_memory(most_kept: int = MOST_KEPT) -> bool:
+    """Give freed memory back to the kernel if the process keeps more than that.
+
+    Memory that is kept serves steps that allocate the same sizes again. Large tensors of other sizes do not fit into
+    the gaps, and a process that evaluates a few hundred rows at a time could grow with every batch.
+
+    Returns:
+        True if memory was given back.
+    """
+    libc = _libc()
+    if libc is None or libc.mallinfo2().fordblks <= most_kept:
+        return False
+    return bool(libc.malloc_trim(0))
+
+
+def sparing(batches: Iterable[T]) -> Iterator[T]:
+    """Yield batches that are evaluated, and give memory back between them."""
+    for batch in batches:
+        yield batch
+        give_back_memory()
+
+
+@cache
+def _libc() -> ctypes.CDLL | None:
+    """Return glibc from 2.33 on, which tells how much freed memory it keeps."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallinfo2.restype, libc.malloc_trim.argtypes = _MallInfo, [ctypes.c_size_t]
+    except (OSError, AttributeError, TypeError):
+        return None
+    return libc
+
+
+class _MallInfo(ctypes.Structure):
+    """What glibc says about its heap."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _MALLINFO)

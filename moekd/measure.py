@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from .allocator import sparing
 from .cache import Needs, SignalCache, SignalStore, TeacherPass
 from .evaluation import RoutingStatistics
 from .evaluation.evaluate import to_device
@@ -99,7 +100,7 @@ def measure_routing(
     statistics = RoutingStatistics(models.experts, program.data.num_classes, accelerator.device)
     features = models.router is not None and models.router.reads_features
     known = None if features else _stored(program, accelerator, models.experts, split, store)
-    for batch in program.data.eval_loader(split, accelerator.process_index, accelerator.num_processes):
+    for batch in sparing(program.data.eval_loader(split, accelerator.process_index, accelerator.num_processes)):
         moved = to_device(batch, accelerator.device)
         step = Step(moved, models, training=False, variants=models.experts, features=features, cache=known)
         routing, labels = step.routing, step.batch.get("label")

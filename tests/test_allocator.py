@@ -36,3 +36,33 @@ def test_settings_of_the_user_win(monkeypatch):
 
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     assert keep_freed_memory() is False
+
+
+GROWS = """
+import sys, torch
+from moekd.allocator import give_back_memory, keep_freed_memory, sparing
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+assert keep_freed_memory()
+kept, before = [], resident()
+batches = range(40, 60)
+for size in sparing(batches) if {spare} else batches:
+    large = torch.ones(size * 2**18)
+    kept.append(large[:2**14].clone())  # lies behind the gap that the large one leaves
+    del large
+print((resident() - before) // 2**20)
+assert give_back_memory(2**40) is False
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_memory_does_not_grow_with_batches_of_other_sizes():
+    grown = []
+    for spare in (False, True):
+        command = [sys.executable, "-c", GROWS.format(spare=spare)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        grown.append(int(done.stdout))
+    assert grown[1] < grown[0] / 2

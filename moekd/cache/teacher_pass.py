@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..allocator import sparing
 from ..data import Split
 from ..errors import DataError
 from ..model import Batch
@@ -110,7 +111,7 @@ class TeacherPass:
             num_workers=self.num_workers,
             generator=torch.Generator(),  # nothing is drawn from the global one: cached is live with dropout too
         )
-        for piece, batch in zip(pieces, loader, strict=True):
+        for piece, batch in zip(pieces, sparing(loader), strict=True):
             mine = torch.from_numpy(np.asarray(self.split.ids[piece.start : piece.stop]))
             sorted_ids, order = mine.sort()
             place = torch.searchsorted(sorted_ids, batch["id"]).clamp_max(len(mine) - 1)

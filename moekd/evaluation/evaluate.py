@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..allocator import sparing
 from ..errors import DataError
 from ..model import Batch
 from ..signals import Signals
@@ -61,7 +62,7 @@ def evaluate_model(
     device = torch.device(device)
     metrics = ClassificationMetrics(num_classes, device, ignore_index, parity=parity)
     with torch.inference_mode():
-        for batch in loader:
+        for batch in sparing(loader):
             if "label" not in batch:
                 raise DataError(f"can't evaluate without the field 'label'; fields: {', '.join(batch)}")
             moved = to_device(batch, device)
@@ -96,7 +97,7 @@ def evaluate_signals(
     device, metrics = torch.device(device), None
     parity = bool(getattr(getattr(loader, "dataset", None), "drops_void", False))
     with torch.inference_mode():
-        for batch in loader:
+        for batch in sparing(loader):
             moved = to_device(batch, device)
             signals = forward(moved)
             if candidates is not None and signals.logits is not None:

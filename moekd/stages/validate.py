@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..allocator import sparing
 from ..distributed import sum_over_processes, world_size
 from ..evaluation import model_metrics
 from ..evaluation.evaluate import to_device
@@ -50,7 +51,7 @@ def validate_objectives(
     module.eval()
     sums: dict[str, Tensor] = {}
     count = torch.zeros((), device=context.device)
-    for batch in context.eval_loader(split):
+    for batch in sparing(context.eval_loader(split)):
         moved = to_device(batch, context.device)
         rows = sum_over_processes(torch.tensor(float(len(moved["id"])), device=context.device)) / world_size()
         if not rows:

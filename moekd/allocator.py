@@ -63,11 +63,11 @@ def give_back_memory(most_kept: int = MOST_KEPT) -> bool:
     return bool(libc.malloc_trim(0))
 
 
-def sparing(batches: Iterable[T]) -> Iterator[T]:
+def sparing(batches: Iterable[T], most_kept: int = MOST_KEPT) -> Iterator[T]:
     """Yield batches that are evaluated, and give memory back between them."""
     for batch in batches:
         yield batch
-        give_back_memory()
+        give_back_memory(most_kept)
 
 
 @cache

@@ -49,7 +49,7 @@ def resident():
 assert keep_freed_memory()
 kept, before = [], resident()
 batches = range(40, 60)
-for size in sparing(batches) if {spare} else batches:
+for size in sparing(batches, 2**28) if {spare} else batches:
     large = torch.ones(size * 2**18)
     kept.append(large[:2**14].clone())  # lies behind the gap that the large one leaves
     del large

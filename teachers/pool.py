@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -245,7 +246,7 @@ class TeacherPool(nn.Module):
         active = self._masked_taps([variant for owner in owners for variant in self._active(mine, owner)])
         if teacher.training and active:
             raise ModelError(f"teacher '{name}' is being trained: its masked variants can't run at the same time")
-        with torch.inference_mode(not trains):
+        with nullcontext() if trains else torch.inference_mode():  # inference_mode(False) would switch gradients on
             if not active:
                 outputs = {name: teacher(batch, record)}
             elif self._shares(teacher, batch, tuple(owners)):

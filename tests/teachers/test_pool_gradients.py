@@ -154,3 +154,18 @@ def test_teachers_share_nothing_between_pools() -> None:
     first(make_batch())
     assert (first.forwards, second.forwards) == (1, 0)
     assert make_teacher("fusion", "fusion", 10).fingerprint() == first.teacher("fusion").fingerprint()
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_teachers_that_could_learn_hold_no_graph_where_gradients_are_off(context: type) -> None:
+    """As after a stage that trained them: `torch.inference_mode(False)` inside of `no_grad` would build graphs."""
+    pool = make_pool("fusion", "maps")
+    for name in pool.names:
+        pool.teacher(name).thaw()
+        pool.teacher(name).eval()
+    assert not pool.frozen(pool.names)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), context():
+        signals = pool(make_batch(), pool.names)
+    assert not any(signals[name].logits.requires_grad for name in pool.names)
+    assert not kept

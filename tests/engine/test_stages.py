@@ -241,8 +241,8 @@ def test_what_a_stage_says_about_its_teachers(tmp_path: Path, caplog: pytest.Log
     said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("stage ")]
     assert said == [
         "stage 'cotrain': teachers run live: teachers or masks train in this stage (right, both)",
-        "stage 'specialise': 3 masks train; their teachers are entered at the taps; activations of 2 teachers cached in memory, "
-        "0.0 MB",
+        "stage 'specialise': 3 masks train; their teachers are entered at the taps; activations of 2 teachers "
+        "cached in memory, 0.0 MB",
         "stage 'specialise': signals of the frozen student cached in memory, 0.0 MB",
         "stage 'distill': logits of 3 teachers cached in memory, 0.0 MB (fp32)",
     ]

@@ -185,7 +185,7 @@ def test_every_arm_of_the_shipped_ablations_passes_the_dry_run(name: str) -> Non
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["regimes_avmnist", "regimes_mfeat"])
+@pytest.mark.parametrize("name", ["regimes_avmnist", "regimes_mfeat", "masks_avmnist"])
 def test_ablations_on_the_data_packs(name: str, request: pytest.FixtureRequest) -> None:
     kind = name.partition("_")[2]
     root = f"data.root={request.getfixturevalue(kind)}"

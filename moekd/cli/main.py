@@ -53,9 +53,9 @@ def main() -> None:
         app()
     except SystemExit as end:
         if end.code in (0, None) and os.environ.get("WORLD_SIZE", "1") != "1":
-            from ..distributed import leave_processes
+            from ..distributed import end_process
 
-            leave_processes()
+            end_process()
         raise
     except MoekdError as error:
         print(f"{error}", file=sys.stderr)

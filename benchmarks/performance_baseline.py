@@ -67,9 +67,9 @@ class BaselineProcess:
         return pipe
 
 
-def published_loop(accelerator: Accelerator) -> PlainLoop:
-    """Return the published loop with the published networks and masks for an image student of AV-MNIST."""
-    teachers = published_teachers()
+def published_loop(accelerator: Accelerator, alone: bool = False) -> PlainLoop:
+    """Return the published loop with the published networks for an image student of AV-MNIST, or the student alone."""
+    teachers = [] if alone else published_teachers()
     return PlainLoop(Image(), ["image"], teachers, 10, accelerator.device, autocast=accelerator.autocast)
 
 

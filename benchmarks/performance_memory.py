@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from ..teachers import TeacherPool
+from .performance_baseline import published_loop
 from .performance_engine import (
     Cache,
     EngineArm,
@@ -25,7 +26,6 @@ from .performance_engine import (
     small_cnn,
 )
 from .performance_overhead import Bench
-from .performance_published import Image, PlainLoop, published_teachers
 from .performance_stages import CPU_BATCH
 from .performance_timing import row
 
@@ -72,9 +72,7 @@ def peak(accelerator: Accelerator, arm: str, stage: str, batch: int) -> dict[str
         pool = TeacherPool({}) if stage == "alone" else published_pool()
         step = EngineArm(stage, shapes.student(), pool, make_data(shapes), accelerator)
     else:
-        teachers = [] if stage == "alone" else published_teachers()
-        loop = PlainLoop(Image(), ["image"], teachers, 10, accelerator.device, autocast=accelerator.autocast)
-        rows = plain_rows(shapes)
+        loop, rows = published_loop(accelerator, alone=stage == "alone"), plain_rows(shapes)
 
         def step() -> int:
             return loop.epoch(stage, rows, batch)
